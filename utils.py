@@ -1,0 +1,788 @@
+"""What both training scripts share: data, the run's folder, the training loop and the command line.
+
+From top to bottom: errors and exit statuses, data sets (real, then embedded), the run's folder with its checkpoint
+and TensorBoard events, training and evaluation, command line.
+"""
+
+import argparse
+import csv
+import errno
+import fcntl
+import http.client
+import io
+import json
+import math
+import os
+import pickle
+import platform
+import shutil
+import signal
+import socket
+import sys
+import time
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors and exit statuses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class InputError(Exception):
+    """The command line or an input is unusable: exit status 2."""
+
+
+class TrainingError(Exception):
+    """Training failed: exit status 1."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: exit status 143."""
+
+
+def _terminate(signal_number, frame):
+    raise Terminated
+
+
+def run_script(main):
+    """Call main() and leave with the exit status it earned, an error told in one line on standard error.
+
+    Status 0: done; 1: training failed; 2: unusable command line or input; 130: Ctrl-C; 143: SIGTERM.
+    """
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, _terminate)
+    status, message = 0, None
+    try:
+        main()
+    except InputError as error:
+        status, message = 2, f"error: {error}"
+    except TrainingError as error:
+        status, message = 1, f"error: {error}"
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            status, message = (
+                1,
+                f"error: the disk is full{where}; free some space and run the same command again",
+            )
+        else:
+            status, message = (
+                2,
+                f"error: {error.strerror or error}{where}; name a file or folder that can be used",
+            )
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted; every finished epoch is kept, and the same command continues"
+    except Terminated:
+        status, message = 143, "terminated; every finished epoch is kept, and the same command continues"
+    if message:
+        print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data: the real sets, from torchvision's files
+# ---------------------------------------------------------------------------------------------------------------------
+
+SERVER_TIMEOUT = 20  # seconds until a server that does not answer is given up
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+DATASET_TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
+DIGITS = tuple("0123456789")
+
+# torchvision verifies only MNIST's archives; these are the MD5 sums of what they contain.
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+class Dataset(NamedTuple):
+    """Grayscale images, uint8 (N, H, W), with labels, int64 (N,); source is 'real' or 'synthetic'."""
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+    def to(self, device):
+        return self._replace(**{field: getattr(self, field).to(device) for field in self._fields[3:]})
+
+
+def load_data(name, mode, data_dir):
+    """Return the Dataset called name ('cifar10' or 'mnist').
+
+    mode 'real' reads data_dir and downloads what is missing; 'synthetic' makes the embedded set; 'auto' is the real
+    set where it can be had and the embedded one otherwise. Raises InputError for damaged files and, in mode 'real',
+    when the download fails.
+    """
+    if mode != "synthetic":
+        try:
+            return _load_real(name, Path(data_dir))
+        except ConnectionError as error:
+            if mode == "real":
+                raise InputError(
+                    f"{DATASET_TITLES[name]} is not in {data_dir} and cannot be downloaded ({error}); connect to the "
+                    "network, copy the files there, or use --data synthetic"
+                ) from None
+            print(f"{DATASET_TITLES[name]} is not in {data_dir} and cannot be downloaded ({error}).")
+    return synthetic_pictures() if name == "cifar10" else synthetic_digits()
+
+
+def synthetic_notice(dataset):
+    """The sentence that keeps results on embedded data from being taken for real ones."""
+    return (
+        f"NOTE: synthetic data: the embedded stand-in for {DATASET_TITLES[dataset]}, NOT the real set; "
+        "its accuracies are comparable with no published ones."
+    )
+
+
+def rgb_to_gray(images):
+    """Turn uint8 RGB (N, H, W, 3) into uint8 gray (N, H, W), bit-equal to PIL's ITU-R 601-2 conversion."""
+    gray = np.empty(images.shape[:3], dtype=np.uint8)
+    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
+    for start in range(0, len(images), 1000):  # the wide integers of 1000 images at a time
+        gray[start : start + 1000] = (images[start : start + 1000] @ weights + 0x8000) >> 16
+    return gray
+
+
+def _load_real(name, data_dir):
+    """Raises ConnectionError when files are missing and cannot be downloaded, InputError when one is damaged."""
+    from torchvision import datasets
+
+    dataset_class = datasets.CIFAR10 if name == "cifar10" else datasets.MNIST
+    checksums = _published_checksums(name, dataset_class, data_dir)
+    if not all(path.is_file() for path in checksums):
+        _download(dataset_class, data_dir)
+    _verify(checksums)
+    train, test = (dataset_class(data_dir, train=is_train) for is_train in (True, False))
+    images = [torch.from_numpy(rgb_to_gray(part.data)) if name == "cifar10" else part.data for part in (train, test)]
+    labels = [torch.as_tensor(part.targets) for part in (train, test)]
+    classes = tuple(train.classes) if name == "cifar10" else DIGITS
+    return Dataset(name, "real", classes, images[0], labels[0], images[1], labels[1])
+
+
+def _published_checksums(name, dataset_class, data_dir):
+    if name == "mnist":
+        return {data_dir / "MNIST" / "raw" / file: md5 for file, md5 in MNIST_MD5.items()}
+    listed = [*dataset_class.train_list, *dataset_class.test_list]
+    listed.append((dataset_class.meta["filename"], dataset_class.meta["md5"]))
+    return {data_dir / dataset_class.base_folder / file: md5 for file, md5 in listed}
+
+
+def _verify(checksums):
+    from torchvision.datasets.utils import check_integrity
+
+    for path, md5 in checksums.items():
+        if not check_integrity(path, md5):
+            raise InputError(
+                f"{path} is damaged (its MD5 sum is not the published {md5}); delete it and run again to download it"
+            )
+
+
+def _download(dataset_class, data_dir):
+    """Download into data_dir; raises ConnectionError with the reason when that fails."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    if not os.access(data_dir, os.W_OK):
+        raise InputError(f"the data folder {data_dir} cannot be written; choose another one with --data-dir")
+    print(f"downloading {dataset_class.__name__} to {data_dir} ...", flush=True)
+    timeout, quiet = socket.getdefaulttimeout(), io.StringIO()
+    socket.setdefaulttimeout(SERVER_TIMEOUT)
+    try:
+        with redirect_stdout(quiet), redirect_stderr(sys.stderr if sys.stderr.isatty() else quiet):
+            dataset_class(data_dir, download=True)
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConnectionError(" ".join(str(getattr(error, "reason", error)).split())) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data: the embedded sets, 10,000 training and 2,000 test images each, made from a fixed seed
+# ---------------------------------------------------------------------------------------------------------------------
+
+SYNTHETIC_TRAIN, SYNTHETIC_TEST = 10_000, 2_000
+# A texture is a function of tilted coordinates u (to the right) and v (down), frequency f and phase p, about -1 to 1.
+TEXTURES = {
+    "horizontal": lambda u, v, f, p: np.sin(f * v + p),
+    "rising": lambda u, v, f, p: np.sin(f * (u + v) / np.sqrt(2) + p),
+    "vertical": lambda u, v, f, p: np.sin(f * u + p),
+    "falling": lambda u, v, f, p: np.sin(f * (u - v) / np.sqrt(2) + p),
+    "checkers": lambda u, v, f, p: np.sign(np.sin(f * u + p) * np.sin(f * v + p)),
+    "dots": lambda u, v, f, p: np.sign(np.cos(f * u + p) + np.cos(f * v + p) - 0.9),
+    "rings": lambda u, v, f, p: np.sin(f * np.hypot(u, v) + p),
+    "rays": lambda u, v, f, p: np.sin(np.round(f / 2) * np.arctan2(v, u) + p),
+    "waves": lambda u, v, f, p: np.sin(f * v + 2.5 * np.sin(4 * u + p)),
+    "blots": lambda u, v, f, p: np.sin(f * u + 2 * np.sin(f * v / 2)) * np.sin(f * v + 2 * np.sin(f * u / 2 + p)),
+}
+
+
+def _synthetic_dataset(name, classes, images, labels):
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    split = SYNTHETIC_TRAIN
+    return Dataset(name, "synthetic", classes, images[:split], labels[:split], images[split:], labels[split:])
+
+
+def synthetic_pictures(seed=0):
+    """Ten classes of oriented stripes and textures in place of CIFAR-10: 32 x 32 RGB, turned to gray like CIFAR-10."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(10, size=SYNTHETIC_TRAIN + SYNTHETIC_TEST)
+    images = np.empty((len(labels), 32, 32), dtype=np.uint8)
+    for label, texture in enumerate(TEXTURES.values()):
+        images[labels == label] = rgb_to_gray(_draw_pictures(texture, (labels == label).sum(), rng))
+    return _synthetic_dataset("cifar10", tuple(TEXTURES), images, labels)
+
+
+def _draw_pictures(texture, count, rng):
+    """Draw the texture between a dark and a light colour, tilted and moved, under noise: uint8 (count, 32, 32, 3)."""
+
+    def each(low, high):  # one random number an image
+        return rng.uniform(low, high, (count, 1, 1))
+
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    x, y, tilt = x - each(-0.5, 0.5), y - each(-0.5, 0.5), np.radians(each(-18, 18))
+    u, v = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
+    pattern = texture(u, v, each(7, 16), each(0, 2 * np.pi)) * rng.choice([-1, 1], (count, 1, 1))
+    share = (0.5 + each(0.1, 0.5) * pattern)[..., None]
+    dark, light = (rng.uniform(low, low + 120, (count, 1, 1, 3)) for low in (0, 135))
+    grain = rng.normal(0, 25, (count, 32, 32, 3))
+    return np.clip(light * share + dark * (1 - share) + grain, 0, 255).astype(np.uint8)
+
+
+def synthetic_digits(seed=0):
+    """Ten digits in place of MNIST: 28 x 28, matplotlib's fonts, randomly turned, moved, scaled and made noisy."""
+    glyphs = torch.from_numpy(_glyph_sheet())  # (styles, 10, 56, 56)
+    generator = torch.Generator().manual_seed(seed)
+    count = SYNTHETIC_TRAIN + SYNTHETIC_TEST
+
+    def each(low, high):  # one random number an image
+        return torch.empty(count).uniform_(low, high, generator=generator)
+
+    labels = torch.randint(10, (count,), generator=generator)
+    styles = torch.randint(len(glyphs), (count,), generator=generator)
+    angle, zoom = torch.deg2rad(each(-10, 10)), 1 / each(0.85, 1.15)
+    cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
+    affine = torch.stack([cos, -sin, each(-0.1, 0.1), sin, cos, each(-0.1, 0.1)], dim=1).view(count, 2, 3)
+    grid = F.affine_grid(affine, (count, 1, 28, 28), align_corners=False)
+    digits = F.grid_sample(glyphs[styles, labels].unsqueeze(1), grid, align_corners=False).squeeze(1)
+    noise = 0.1 * torch.randn(digits.shape, generator=generator)
+    images = ((digits + noise).clamp(0, 1) * 255).to(torch.uint8)
+    return _synthetic_dataset("mnist", DIGITS, images, labels)
+
+
+def _glyph_sheet(size=56):
+    """Draw every digit in each bundled font at three stroke widths: float32 (styles, 10, size, size) in [0, 1]."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import PathPatch
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Affine2D
+
+    fonts = "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSerif STIXGeneral cmss10"
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    styles = [(folder / f"{font}.ttf", width) for font in fonts.split() for width in (0.5, 2.5, 4.5)]
+    height, width = len(styles) * size, 10 * size
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    for row, (font, stroke_width) in enumerate(styles):
+        for digit in range(10):
+            path = TextPath((0, 0), str(digit), size=0.7 * size, prop=FontProperties(fname=font))
+            box = path.get_extents()
+            centre = ((digit + 0.5) * size, height - (row + 0.5) * size)
+            moved = Affine2D().translate(centre[0] - (box.x0 + box.x1) / 2, centre[1] - (box.y0 + box.y1) / 2)
+            stroke = stroke_width * 72 / 100  # pixels to points
+            figure.add_artist(PathPatch(moved.transform_path(path), fc="k", ec="k", lw=stroke, transform=None))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    ink = 1 - np.asarray(canvas.buffer_rgba())[..., 0].astype(np.float32) / 255
+    return ink.reshape(len(styles), size, 10, size).transpose(0, 2, 1, 3).copy()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run's folder: configuration, metrics, checkpoint, snapshots, TensorBoard events
+# ---------------------------------------------------------------------------------------------------------------------
+
+METRICS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+TENSORBOARD_TAGS = {
+    "Loss/Train": "train_loss",
+    "Accuracy/Train": "train_accuracy",
+    "Loss/Test": "test_loss",
+    "Accuracy/Test": "test_accuracy",
+}
+
+
+class Run:
+    """A run's folder while it is trained, locked against every other process.
+
+    config: dict, what stands in config.json; of a run that continues, the one it started with.
+    history: list of dict, the rows of metrics.csv; epoch: the last one finished, 0 at the start.
+    writer: TensorBoard's SummaryWriter, from start() on.
+    Raises InputError when another process trains this run or its checkpoint is unusable.
+    """
+
+    def __init__(self, folder, config, fresh=False):
+        self.folder, self.config, self.history, self.writer = Path(folder), config, [], None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder)
+        self._checkpoint = None
+        if (self.folder / "checkpoint.pt").exists() and not fresh:
+            self._checkpoint = load_checkpoint(self.folder)
+            self.history = self._checkpoint["history"]
+            self.config = {**self._checkpoint["config"], "epochs": max(config["epochs"], self.epoch)}
+            if any(self.config.get(key) != config[key] for key in self.config["defining"]):
+                raise InputError(
+                    f"{self.folder} holds another experiment; --fresh starts over, or use another --runs-dir"
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.writer:
+            self.writer.close()
+        self._lock.close()
+
+    @property
+    def epoch(self):
+        return len(self.history)
+
+    def start(self, model, optimizer):
+        """Take up the checkpoint if there is one, sweep away what an unfinished start left, open TensorBoard's file."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._checkpoint:
+            model.load_state_dict(self._checkpoint["model"])
+            optimizer.load_state_dict(self._checkpoint["optimizer"])
+            self._checkpoint = None
+        else:
+            self._sweep()
+        write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2).encode() + b"\n")
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.epoch + 1 if self.epoch else None)
+        _, session_start, self._session_end = self._hyperparameters()
+        self.writer.file_writer.add_summary(session_start)
+
+    def record(self, metrics, model, optimizer):
+        """Keep a finished epoch: TensorBoard's points, then metrics.csv, then the checkpoint that makes it count."""
+        self.history.append(metrics)
+        for tag, name in TENSORBOARD_TAGS.items():
+            self.writer.add_scalar(tag, metrics[name], self.epoch)
+        if self.epoch == self.config["epochs"]:
+            self.writer.file_writer.add_summary(self._session_end)
+        self.writer.flush()
+        table = io.StringIO()
+        rows = csv.DictWriter(table, METRICS, lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(self.history)
+        write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        save_tensors(self.folder / "checkpoint.pt", {"config": self.config, "history": self.history, **state})
+
+    def save_snapshot(self, epoch, tensors):
+        """Write snapshots/epoch_NN.pt, a dict of tensors by parameter name."""
+        (self.folder / "snapshots").mkdir(exist_ok=True)
+        save_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt", tensors)
+
+    def _hyperparameters(self):
+        """TensorBoard's HParams records, written into the run itself; the metrics are the scalars that it has anyway.
+
+        The record that lists an experiment's columns (the first) is left out: TensorBoard then collects them over all
+        runs, so that different kinds of network share one table.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        shown = (
+            *self.config["defining"],
+            "epochs",
+            "data_source",
+            "device",
+            "precision",
+            "threads",
+            "parameters",
+        )
+        settings = {key: self.config[key] for key in shown}
+        return hparams(settings, dict.fromkeys(TENSORBOARD_TAGS, 0.0))
+
+    def _sweep(self):
+        for pattern in ("events.out.tfevents.*", "metrics.csv", "checkpoint.pt", "*.part"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        for name in ("snapshots", "figures"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _lock(folder):
+    lock = open(folder / ".lock", "w")  # noqa: SIM115, it is held until the run ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InputError(
+            f"{folder} is being trained by another process; wait for it or choose other settings"
+        ) from None
+    return lock
+
+
+def write_atomically(path, content):
+    """Write bytes to path so that a reader, or a crash, sees either the old file or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_tensors(path, tensors):
+    content = io.BytesIO()
+    torch.save(tensors, content)
+    write_atomically(path, content.getbuffer())
+
+
+def load_checkpoint(folder):
+    """Return a run's checkpoint: config, history, model and optimizer state, tensors on the CPU.
+
+    Raises InputError when there is none, or when the file is truncated or not one of this project's.
+    """
+    path = Path(folder) / "checkpoint.pt"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no checkpoint.pt; train the run first, or name a run folder below runs/")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if {"config", "history", "model", "optimizer"} <= checkpoint.keys():
+            return checkpoint
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError):
+        pass
+    raise InputError(f"{path} is damaged or not a checkpoint of this project; run its training again with --fresh")
+
+
+def restore_model(build_model, checkpoint):
+    """Return build_model(config) with the checkpoint's weights; raises InputError when they do not fit each other."""
+    try:
+        model = build_model(checkpoint["config"])
+        model.load_state_dict(checkpoint["model"])
+    except (RuntimeError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            "the checkpoint's weights do not fit its settings; run its training again with --fresh"
+        ) from None
+    return model
+
+
+def read_metrics(folder):
+    """Return metrics.csv as a list of dict of float; raises InputError when it is missing or unreadable."""
+    path = Path(folder) / "metrics.csv"
+    try:
+        with open(path, newline="") as file:
+            rows = [{name: float(row[name]) for name in METRICS} for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, TypeError):
+        rows = []
+    if not rows:
+        raise InputError(f"{path} is missing, empty or damaged; train the run first")
+    return rows
+
+
+def read_config(folder):
+    """Return config.json as a dict; raises InputError when it is missing or unreadable."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if config["script"] in ("cnn_cifar10", "rnn_mnist"):
+            return config
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path} is missing, damaged or not of this project; name a run folder below runs/")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training and evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """A network that turns prepare(images) into logits (N, classes)."""
+
+    def prepare(self, images):
+        """Turn uint8 images (N, H, W) into the network's float32 input."""
+        raise NotImplementedError
+
+    def probabilities(self, inputs):
+        """Return the class probabilities (N, classes): the softmax of the logits, which the loss takes by itself."""
+        return self(inputs).softmax(dim=1)
+
+
+def autocast(device, precision):
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.inference_mode()
+def predict(model, images, precision, batch_size=1000):
+    """Return the logits, float32 (N, classes), of uint8 images (N, H, W)."""
+    with autocast(images.device, precision):
+        return torch.cat([model(model.prepare(batch)).float() for batch in images.split(batch_size)])
+
+
+def evaluate(model, images, labels, precision):
+    """Return the mean cross-entropy per image and the accuracy in percent."""
+    logits = predict(model, images, precision)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return losses.cpu().double().mean().item(), 100 * (logits.argmax(1) == labels).cpu().double().mean().item()
+
+
+def train_epoch(model, optimizer, images, labels, order, batch_size, precision):
+    """Train on images[order], one batch after the other.
+
+    Returns the mean cross-entropy per image and the accuracy in percent, each image judged in the step that trains on
+    it, before the step changes the weights.
+    """
+    losses, hits = [], []
+    for batch in tqdm(order.split(batch_size), unit="batch", leave=False, disable=None):
+        inputs, targets = model.prepare(images[batch]), labels[batch]
+        with autocast(images.device, precision):
+            logits = model(inputs)
+            loss = F.cross_entropy(logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach() * len(batch))
+        hits.append((logits.argmax(1) == targets).sum())
+    total_loss, total_hits = (torch.stack(values).cpu().double().sum().item() for values in (losses, hits))
+    return total_loss / len(order), 100 * total_hits / len(order)
+
+
+def make_optimizer(model, config):
+    if config["optimizer"] == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=config["lr"], momentum=config["momentum"])
+    return torch.optim.Adam(model.parameters(), lr=config["lr"], fused=config["device"] != "mps")
+
+
+def shuffled(count, seed, epoch):
+    """Return the order of an epoch's training images, int64 (count,), which depends on nothing but seed and epoch."""
+    generator = torch.Generator().manual_seed(1000 * seed + epoch)
+    return torch.randperm(count, generator=generator)
+
+
+def train(run, model, data, after_epoch):
+    """Train run's model up to the configured epoch, each epoch kept as soon as it is finished.
+
+    after_epoch(run, model, data, epoch) is called at the start (epoch 0) and before each epoch is recorded.
+    Raises TrainingError when a loss is no longer finite; the last good checkpoint stays.
+    """
+    config = run.config
+    optimizer = make_optimizer(model, config)
+    run.start(model, optimizer)
+    if run.epoch == 0:
+        run.writer.add_graph(model, model.prepare(data.test_images[:1]))
+        after_epoch(run, model, data, 0)
+    print("epoch  train loss  train accuracy  test accuracy  seconds")
+    for epoch in range(run.epoch + 1, config["epochs"] + 1):
+        start = time.perf_counter()
+        order = shuffled(len(data.train_images), config["seed"], epoch).to(config["device"])
+        train_loss, train_accuracy = train_epoch(
+            model,
+            optimizer,
+            data.train_images,
+            data.train_labels,
+            order,
+            config["batch_size"],
+            config["precision"],
+        )
+        seconds = time.perf_counter() - start
+        test_loss, test_accuracy = evaluate(model, data.test_images, data.test_labels, config["precision"])
+        if not (math.isfinite(train_loss) and math.isfinite(test_loss)):
+            kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
+            raise TrainingError(
+                f"the loss became {train_loss if math.isnan(train_loss) else test_loss} in epoch {epoch} at learning "
+                f"rate {config['lr']:g}; {kept}; try a smaller --lr"
+            )
+        after_epoch(run, model, data, epoch)
+        values = (epoch, train_loss, train_accuracy, test_loss, test_accuracy, seconds)
+        run.record(dict(zip(METRICS, values, strict=True)), model, optimizer)
+        line = f"{epoch:>{len(str(config['epochs']))}}/{config['epochs']}"
+        print(
+            f"{line:>5}  {train_loss:10.4f}  {train_accuracy:12.2f} %  {test_accuracy:11.2f} %  {seconds:7.1f}",
+            flush=True,
+        )
+
+
+class Experiment(NamedTuple):
+    """A row of the reference report: its settings, and its test accuracy in percent after ten epochs if comparable."""
+
+    settings: dict
+    reported: float | None
+    remark: str = ""
+
+
+def reported_accuracy(config, experiments):
+    """Return the reference report's test accuracy in percent for a run on real data, None where it has none."""
+    if config["data_source"] != "real" or config["epochs"] != 10:
+        return None
+    for experiment in experiments:
+        if all(config[key] == value for key, value in experiment.settings.items()):
+            return experiment.reported
+    return None
+
+
+def run_experiment(script, args, settings, build_model, experiments, after_epoch=lambda run, model, data, epoch: None):
+    """Train one experiment in its run folder and say how it ended and what to type next.
+
+    settings: dict of the settings that define the experiment and name its folder.
+    build_model(config) returns the untrained network.
+    """
+    data = load_data(settings["dataset"], args.data, args.data_dir)
+    if data.source == "synthetic":
+        print(synthetic_notice(data.name))
+    config = resolve_config(script, args, settings, data.source)
+    with Run(run_folder(args.runs_dir, config), config, args.fresh) as run:
+        check_device(run.config["device"])
+        torch.set_num_threads(run.config["threads"])
+        torch.manual_seed(run.config["seed"])
+        model = build_model(run.config).to(run.config["device"])
+        run.config["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        print("{folder}: {parameters:,} parameters, {device}, {precision}".format(folder=run.folder, **run.config))
+        if run.epoch < args.epochs:
+            train(run, model, data.to(run.config["device"]), after_epoch)
+        else:
+            print(f"complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
+    accuracy, reported = run.history[-1]["test_accuracy"], reported_accuracy(run.config, experiments)
+    compared = f" (the reference report: {reported} %)" if reported else ""
+    print(f"test accuracy {accuracy:.2f} % after {run.epoch} epochs{compared}")
+    if data.source == "synthetic":
+        print(synthetic_notice(data.name))
+    print(f"\nNext:\n  tensorboard --logdir {args.runs_dir}\n  python visualize.py {run.folder}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with default values in the help, no abbreviations, and errors of one line."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists the flags and their values\n")
+
+
+def _number(convert, accept, wanted):
+    def parse(text):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = math.nan
+        if not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return parse
+
+
+def whole_number(low, high):
+    return _number(int, lambda value: low <= value <= high, f"a whole number from {low} to {high}")
+
+
+positive_number = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+momentum = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def experiment_parser(description, lr, batch_size):
+    """Return the parser of the flags that both training scripts share; lr and batch_size are the defaults."""
+    parser = ArgumentParser(description)
+    flag = parser.add_argument
+    flag("--optimizer", choices=("adam", "sgd"), default="adam", help="default: adam")
+    flag("--lr", type=positive_number, default=lr, help=f"learning rate; default: {lr:g}")
+    flag("--momentum", type=momentum, default=0.0, help="momentum of SGD; default: 0")
+    flag("--epochs", type=whole_number(1, 999), default=10, help="default: 10")
+    flag("--batch-size", type=whole_number(1, 60_000), default=batch_size, help=f"default: {batch_size}")
+    flag("--seed", type=whole_number(0, 2**31 - 1), default=0, help="default: 0")
+    real_first = "auto: the real set if it is there or can be downloaded, else the embedded one; default: auto"
+    flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=real_first)
+    flag("--data-dir", default="data", help="where the real sets lie or are downloaded to; default: data")
+    flag("--runs-dir", default="runs", help="where the run's folder is made; default: runs")
+    flag("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    native_bf16 = "auto: bf16 where it pays and the hardware multiplies it natively, else fp32; default: auto"
+    flag("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=native_bf16)
+    flag("--fresh", action="store_true", help="start over instead of continuing the run's folder")
+    return parser
+
+
+def parse_experiment(parser):
+    args = parser.parse_args()
+    if args.momentum and args.optimizer != "sgd":
+        parser.error(f"argument --momentum: {args.momentum:g} needs --optimizer sgd, not {args.optimizer}")
+    return args
+
+
+def check_device(device):
+    """Raises InputError when the device ('cpu', 'cuda' or 'mps') is not there."""
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise InputError(f"the device {device} is not there; use --device cpu, or --device auto for the best there is")
+
+
+def best_device():
+    return next((device for device in ("cuda", "mps") if getattr(torch, device).is_available()), "cpu")
+
+
+def multiplies_bf16(device):
+    """Whether the hardware multiplies bfloat16 matrices natively."""
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def resolve_config(script, args, settings, data_source):
+    """Return what config.json holds: the settings, and everything else a run's numbers may depend on."""
+    device = best_device() if args.device == "auto" else args.device
+    check_device(device)
+    precision = args.precision
+    if precision == "auto":
+        precision = "bf16" if script == "cnn_cifar10" and multiplies_bf16(device) else "fp32"
+    surroundings = {"device": device, "precision": precision, "threads": torch.get_num_threads()}
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return {
+        "script": script,
+        **settings,
+        "defining": list(settings),
+        "epochs": args.epochs,
+        "data_source": data_source,
+        "data_dir": str(args.data_dir),
+        **surroundings,
+        "versions": versions,
+    }
+
+
+def run_folder(runs_dir, config):
+    """Return runs_dir/script/name, the name made from the settings that define the experiment."""
+    units = {
+        "lr": "lr",
+        "momentum": "momentum",
+        "hidden_size": "hidden",
+        "batch_size": "batch",
+        "seed": "seed",
+    }
+    skipped = "momentum" if config["optimizer"] == "adam" else None
+    parts = [f"{units.get(key, '')}{config[key]}" for key in config["defining"] if key != skipped]
+    if config["data_source"] == "synthetic":
+        parts.insert(0, "synthetic")
+    return Path(runs_dir, config["script"], "_".join(parts))
