@@ -365,8 +365,7 @@ class Run:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._checkpoint:
-            model.load_state_dict(self._checkpoint["model"])
-            optimizer.load_state_dict(self._checkpoint["optimizer"])
+            restore(self._checkpoint, model, optimizer)
             self._checkpoint = None
         else:
             self._sweep()
@@ -463,25 +462,25 @@ def load_checkpoint(folder):
     path = Path(folder) / "checkpoint.pt"
     if not path.is_file():
         raise InputError(f"{folder} holds no checkpoint.pt; train the run first, or name a run folder below runs/")
+    content = io.BytesIO(path.read_bytes())
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
         if {"config", "history", "model", "optimizer"} <= checkpoint.keys():
             return checkpoint
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError):
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError, OSError):
         pass
     raise InputError(f"{path} is damaged or not a checkpoint of this project; run its training again with --fresh")
 
 
-def restore_model(build_model, checkpoint):
-    """Return build_model(config) with the checkpoint's weights; raises InputError when they do not fit each other."""
+def restore(checkpoint, model, optimizer=None):
+    """Load a checkpoint's state; raises InputError when it does not fit the model or the optimizer."""
     try:
-        model = build_model(checkpoint["config"])
         model.load_state_dict(checkpoint["model"])
-    except (RuntimeError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            "the checkpoint's weights do not fit its settings; run its training again with --fresh"
-        ) from None
-    return model
+        if optimizer:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
+        message = "the checkpoint's weights do not fit its settings; run its training again with --fresh"
+        raise InputError(message) from None
 
 
 def read_metrics(folder):
@@ -502,7 +501,7 @@ def read_config(folder):
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text())
-        if config["script"] in ("cnn_cifar10", "rnn_mnist"):
+        if config["script"] in ("cnn_cifar10", "rnn_mnist") and config.keys() >= set(config["defining"]):
             return config
     except (OSError, ValueError, KeyError, TypeError):
         pass

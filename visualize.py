@@ -29,14 +29,21 @@ from utils import (
     predict,
     read_config,
     read_metrics,
-    restore_model,
+    restore,
     run_script,
     synthetic_notice,
     write_atomically,
 )
 
 BUILDERS = {"cnn_cifar10": cnn_cifar10.build_model, "rnn_mnist": rnn_mnist.build_model}
-STYLE = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 10, "savefig.dpi": 160, "legend.frameon": False}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "figure.titlesize": 10,
+    "figure.labelsize": 9,
+    "savefig.dpi": 160,
+    "legend.frameon": False,
+}
 WIDTH = 8  # inches, of every figure
 
 
@@ -68,7 +75,10 @@ class FinishedRun:
 
     @cached_property
     def model(self):
-        return restore_model(BUILDERS[self.config["script"]], load_checkpoint(self.folder))
+        """The trained network; its weights are the last epoch's."""
+        model = BUILDERS[self.config["script"]](self.config)
+        restore(load_checkpoint(self.folder), model)
+        return model
 
     @cached_property
     def data(self):
@@ -90,8 +100,8 @@ def draw_curves(labelled_runs):
     """Draw train accuracy, train loss and test accuracy per epoch, one line for each (label, FinishedRun)."""
     figure = Figure(figsize=(WIDTH, 3 + 0.17 * (len(labelled_runs) if len(labelled_runs) > 1 else 0)))
     panels = figure.subplots(1, 3)
-    columns = {"train_accuracy": "train accuracy in %", "train_loss": "train loss (cross-entropy per image)"}
-    columns["test_accuracy"] = "test accuracy in %"
+    accuracy, loss = "accuracy in %", "cross-entropy per image in nats"
+    columns = {"train_accuracy": accuracy, "train_loss": loss, "test_accuracy": accuracy}
     colours = matplotlib.colormaps["tab10" if len(labelled_runs) <= 10 else "turbo"]
     for number, (label, run) in enumerate(labelled_runs):
         colour = colours(number if len(labelled_runs) <= 10 else number / (len(labelled_runs) - 1))
@@ -236,6 +246,7 @@ def activations(run, output_dir):
             maps, values["mean"], values["mean"] + values["std"], color="tab:blue", linewidth=1, label="+ std"
         )
         row[1].set(title=f"{layer}: per feature map", xlabel="feature map", ylabel="activation after ReLU")
+        row[1].set_ylim(0, 1.35 * (values["mean"] + values["std"]).max())
         row[1].legend(fontsize=7)
         row[2].bar(maps, values["zeros"], color="0.6")
         row[2].axhline(

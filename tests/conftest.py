@@ -1,0 +1,78 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import utils  # noqa: E402
+
+REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of the real data sets."""
+    if not all((ROOT / "data" / file).exists() for file in REAL_FILES):
+        pytest.skip("data/ does not hold the real CIFAR-10 and MNIST")
+    return ROOT / "data"
+
+
+def run_command(*command, **options):
+    """Run a script as a user does; return its CompletedProcess with stdout and stderr as text."""
+    arguments = [sys.executable, *map(str, command)]
+    options = {"capture_output": True, "timeout": 170, **options}
+    return subprocess.run(arguments, cwd=ROOT, text=True, env={**os.environ, "PYTHONWARNINGS": "default"}, **options)
+
+
+@pytest.fixture(scope="session")
+def runs_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def cnn_run(runs_dir):
+    """The default CNN command on embedded data: (completed process, run folder)."""
+    done = run_command("cnn_cifar10.py", "--data", "synthetic", "--runs-dir", runs_dir)
+    return done, runs_dir / "cnn_cifar10" / "synthetic_cifar10_adam_lr0.0001_batch128_seed0"
+
+
+@pytest.fixture(scope="session")
+def rnn_run(runs_dir):
+    """The default RNN command on embedded data: (completed process, run folder)."""
+    done = run_command("rnn_mnist.py", "--data", "synthetic", "--runs-dir", runs_dir)
+    return done, runs_dir / "rnn_mnist" / "synthetic_mnist_rnn_hidden30_adam_lr0.001_batch64_seed0"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a script's main as its command line would; returns (exit status, standard output, standard error)."""
+
+    def run_main(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            utils.run_script(script.main)
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
+
+    return run_main
+
+
+@pytest.fixture(scope="session")
+def tiny_digits():
+    """A synthetic MNIST small enough to train on in a moment."""
+    whole = utils.synthetic_digits()
+    pieces = {"train_images": 640, "train_labels": 640, "test_images": 200, "test_labels": 200}
+    return whole._replace(**{field: getattr(whole, field)[:count] for field, count in pieces.items()})
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """Keep the number of threads that a test's run may set from reaching the next test."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

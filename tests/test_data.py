@@ -1,0 +1,156 @@
+"""The data sets: conversion, verification, download, and the embedded stand-ins."""
+
+import gzip
+import hashlib
+import http.server
+import shutil
+import socket
+import tarfile
+import threading
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets, transforms
+
+import utils
+from cnn_cifar10 import LeNet5
+from rnn_mnist import RowReader
+
+TO_CNN_INPUT = transforms.Compose([transforms.Grayscale(), transforms.ToTensor()])
+TO_RNN_INPUT = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+
+
+def test_gray_is_bit_equal_to_pil_on_every_kind_of_colour():
+    images = np.random.default_rng(0).integers(256, size=(1100, 32, 32, 3), dtype=np.uint8)
+    images[0], images[1] = 0, 255
+    expected = np.stack([np.asarray(transforms.Grayscale()(Image.fromarray(image))) for image in images])
+    assert np.array_equal(utils.rgb_to_gray(images), expected)
+
+
+def test_real_cifar10_equals_torchvisions_transforms_pixel_by_pixel(real_data):
+    data, model = utils.load_data("cifar10", "real", real_data), LeNet5()
+    assert data.source == "real"
+    assert data.classes[3] == "cat"
+    for is_train, images, labels in (
+        (True, data.train_images, data.train_labels),
+        (False, data.test_images, data.test_labels),
+    ):
+        usual = datasets.CIFAR10(real_data, train=is_train)
+        assert len(images) == len(usual)
+        assert labels.tolist() == usual.targets
+        inputs = model.prepare(images)
+        assert all(torch.equal(inputs[i], TO_CNN_INPUT(usual[i][0])) for i in range(0, len(usual), 7))
+
+
+def test_real_mnist_equals_torchvisions_transforms_pixel_by_pixel(real_data):
+    data, model = utils.load_data("mnist", "real", real_data), RowReader()
+    usual = datasets.MNIST(real_data, train=False)
+    assert torch.equal(data.test_labels, usual.targets)
+    assert data.train_images.shape == (60_000, 28, 28)
+    inputs = model.prepare(data.test_images)
+    assert all(torch.equal(inputs[i], TO_RNN_INPUT(usual[i][0])[0]) for i in range(len(usual)))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("mnist", "MNIST/raw/t10k-labels-idx1-ubyte"), ("cifar10", "cifar-10-batches-py/test_batch")],
+)
+def test_one_flipped_byte_in_a_data_file_is_found_and_named(real_data, tmp_path, name, file):
+    folder = (tmp_path / file).parent
+    folder.mkdir(parents=True)
+    for path in (real_data / file).parent.iterdir():
+        (folder / path.name).symlink_to(path)
+    damaged = bytearray((real_data / file).read_bytes())
+    damaged[-5] ^= 1
+    (tmp_path / file).unlink()
+    (tmp_path / file).write_bytes(damaged)
+    for mode in ("auto", "real"):
+        with pytest.raises(utils.InputError, match=f"{file.rpartition('/')[2]} is damaged"):
+            utils.load_data(name, mode, tmp_path)
+    assert (tmp_path / file).read_bytes() == damaged
+
+
+def serve(folder):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    handler.func.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}/"
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_what_is_missing_is_downloaded(real_data, tmp_path, monkeypatch):
+    """The official servers' stand-in on this machine serves archives of the real files."""
+    shop, home = tmp_path / "shop", tmp_path / "home"
+    shop.mkdir()
+    resources = []
+    for path in (real_data / "MNIST" / "raw").glob("*-ubyte"):
+        with path.open("rb") as source, gzip.open(shop / f"{path.name}.gz", "wb", compresslevel=1) as archive:
+            shutil.copyfileobj(source, archive)
+        resources.append((f"{path.name}.gz", md5(shop / f"{path.name}.gz")))
+    with tarfile.open(shop / "cifar-10-python.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.add(real_data / "cifar-10-batches-py", "cifar-10-batches-py")
+    server, address = serve(shop)
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
+    monkeypatch.setattr(datasets.MNIST, "resources", resources)
+    monkeypatch.setattr(datasets.CIFAR10, "url", address + "cifar-10-python.tar.gz")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(shop / "cifar-10-python.tar.gz"))
+    for name in ("mnist", "cifar10"):
+        downloaded, kept = utils.load_data(name, "real", home), utils.load_data(name, "real", real_data)
+        assert all(torch.equal(a, b) for a, b in zip(downloaded[3:], kept[3:], strict=True))
+    server.shutdown()
+
+
+@pytest.fixture
+def silent_server(monkeypatch):
+    """A server that accepts connections and never answers, in place of the official ones."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
+    monkeypatch.setattr(datasets.CIFAR10, "url", address + "cifar-10-python.tar.gz")
+    monkeypatch.setattr(utils, "SERVER_TIMEOUT", 0.3)
+    yield
+    listener.close()
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.usefixtures("silent_server")
+def test_a_server_that_does_not_answer_is_given_up(name, tmp_path, capsys):
+    with pytest.raises(utils.InputError, match="cannot be downloaded.*--data synthetic"):
+        utils.load_data(name, "real", tmp_path)
+    assert utils.load_data(name, "auto", tmp_path).source == "synthetic"
+    assert "cannot be downloaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("make", "size"), [(utils.synthetic_pictures, 32), (utils.synthetic_digits, 28)])
+def test_embedded_sets_are_complete_balanced_and_the_same_every_time(make, size):
+    data, again = make(), make()
+    assert data.train_images.shape == (10_000, size, size)
+    assert data.test_images.shape == (2_000, size, size)
+    assert data.train_images.dtype == torch.uint8
+    assert all(torch.equal(a, b) for a, b in zip(data[3:], again[3:], strict=True))
+    assert torch.bincount(data.train_labels, minlength=10).min() > 850
+    assert len(data.classes) == 10
+    assert not torch.equal(data.train_images[:2000], data.test_images)
+
+
+def test_embedded_pictures_cannot_be_told_apart_by_brightness():
+    data = utils.synthetic_pictures()
+    brightness = data.train_images.float().mean((1, 2))
+    means = torch.stack([brightness[data.train_labels == label].mean() for label in range(10)])
+    assert means.max() - means.min() < brightness.std()
+
+
+def test_embedded_digits_are_upright_ink_on_dark_ground():
+    data = utils.synthetic_digits()
+    average = torch.stack([data.train_images[data.train_labels == digit].float().mean(0) for digit in range(10)])
+    one, zero, seven = average[1], average[0], average[7]
+    assert one[14, 12:16].max() > 2 * one[14, :8].max(), "a one is a vertical stroke in the middle"
+    assert zero[12:16, 13:15].mean() < 0.5 * zero[12:16, 8:11].mean(), "a zero is hollow"
+    assert seven[5:9].sum() > 1.3 * seven[19:23].sum(), "a seven is heavy at the top"

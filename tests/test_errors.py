@@ -1,0 +1,169 @@
+"""What a user can get wrong ends with the right status and one helpful line, and costs nothing."""
+
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from conftest import run_command
+
+import cnn_cifar10
+import rnn_mnist
+import visualize
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        (cnn_cifar10, "--cell gru", "unrecognized arguments: --cell gru"),
+        (cnn_cifar10, "--epoch 3", "unrecognized arguments: --epoch"),
+        (cnn_cifar10, "--optimizer adagrad", "'adagrad'"),
+        (cnn_cifar10, "--dataset imagenet", "'imagenet'"),
+        (cnn_cifar10, "--data none", "'none'"),
+        (cnn_cifar10, "--precision fp64", "'fp64'"),
+        (cnn_cifar10, "--device tpu", "'tpu'"),
+        (cnn_cifar10, "--lr 0", "'0' is not a number above 0"),
+        (cnn_cifar10, "--lr -1", "'-1' is not a number above 0"),
+        (cnn_cifar10, "--lr nan", "'nan' is not a number above 0"),
+        (cnn_cifar10, "--lr inf", "'inf' is not a number above 0"),
+        (cnn_cifar10, "--lr fast", "'fast' is not a number above 0"),
+        (cnn_cifar10, "--lr", "expected one argument"),
+        (cnn_cifar10, "--epochs 0", "'0' is not a whole number from 1"),
+        (cnn_cifar10, "--epochs 1.5", "'1.5' is not a whole number from 1"),
+        (cnn_cifar10, "--batch-size -8", "'-8' is not a whole number from 1"),
+        (cnn_cifar10, "--seed -1", "'-1' is not a whole number from 0"),
+        (cnn_cifar10, "--optimizer sgd --momentum 1", "'1' is not a number from 0 to below 1"),
+        (cnn_cifar10, "--momentum 0.9", "needs --optimizer sgd"),
+        (rnn_mnist, "--cell transformer", "'transformer'"),
+        (rnn_mnist, "--hidden-size 0", "'0' is not a whole number from 1"),
+        (rnn_mnist, "--hidden-size 1000000000", "'1000000000' is not a whole number from 1"),
+        (rnn_mnist, "--dataset mnist", "unrecognized arguments: --dataset"),
+        (visualize, "", "required: RUN"),
+        (visualize, "nowhere", "nowhere is not a folder"),
+        (visualize, "nowhere --figures heatmap", "'heatmap'"),
+    ],
+)
+def test_an_unusable_command_line_ends_with_status_2_and_one_line(call, script, flags, words):
+    status, _, error = call(script, *flags.split())
+    assert status == 2
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there(call, tmp_path, device):
+    if getattr(torch, device).is_available():
+        pytest.skip(f"this machine has {device}")
+    status, _, error = call(rnn_mnist, "--device", device, "--data", "synthetic", "--runs-dir", tmp_path)
+    assert status == 2
+    assert f"the device {device} is not there; use --device cpu" in error
+
+
+def test_folders_that_cannot_be_written(call, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    status, _, error = call(rnn_mnist, "--data", "synthetic", "--runs-dir", tmp_path / "file")
+    assert status == 2
+    assert str(tmp_path / "file") in error
+    assert error.count("\n") == 1
+    status, _, error = call(rnn_mnist, "--data", "real", "--data-dir", tmp_path / "file", "--runs-dir", tmp_path)
+    assert status == 2
+    assert str(tmp_path / "file") in error
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_ends_with_status_1():
+    done = run_command(
+        "-c", "import utils; utils.run_script(lambda: open('/dev/full', 'w', buffering=1).write('x\\n'))"
+    )
+    assert done.returncode == 1
+    assert "the disk is full" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def copied_run(rnn_run, tmp_path):
+    folder = tmp_path / "rnn_mnist" / rnn_run[1].name
+    shutil.copytree(rnn_run[1], folder)
+    return folder
+
+
+def retrain(call, folder):
+    return call(rnn_mnist, "--data", "synthetic", "--runs-dir", folder.parents[1], "--epochs", 11)
+
+
+def assert_refused(outcome, words):
+    status, _, error = outcome
+    assert status == 2
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_folder_without_checkpoint(call, copied_run):
+    (copied_run / "checkpoint.pt").unlink()
+    assert_refused(call(visualize, copied_run), "holds no checkpoint.pt; train the run first")
+    assert call(visualize, copied_run, "--figures", "curves")[0] == 0
+
+
+def test_a_truncated_checkpoint_is_refused_and_left_alone(call, copied_run):
+    path = copied_run / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    before = {file: file.read_bytes() for file in copied_run.iterdir() if file.is_file()}
+    for outcome in (call(visualize, copied_run), retrain(call, copied_run)):
+        assert_refused(outcome, "checkpoint.pt is damaged or not a checkpoint of this project")
+    assert {file: file.read_bytes() for file in copied_run.iterdir() if file.is_file()} == before
+
+
+class Intruder:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_foreign_checkpoint_is_refused_and_its_code_is_not_run(call, copied_run, tmp_path):
+    path = copied_run / "checkpoint.pt"
+    path.write_bytes(pickle.dumps(Intruder(tmp_path / "intruder")))
+    assert_refused(call(visualize, copied_run), "is damaged or not a checkpoint")
+    torch.save({"model": Intruder(tmp_path / "intruder")}, path)
+    assert_refused(call(visualize, copied_run), "is damaged or not a checkpoint")
+    torch.save([1, 2, 3], path)
+    assert_refused(call(visualize, copied_run), "is damaged or not a checkpoint")
+    assert not (tmp_path / "intruder").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(call, copied_run):
+    checkpoint = torch.load(copied_run / "checkpoint.pt", weights_only=True)
+    checkpoint["model"] = rnn_mnist.RowReader("gru", 12).state_dict()
+    torch.save(checkpoint, copied_run / "checkpoint.pt")
+    assert_refused(call(visualize, copied_run), "do not fit its settings")
+    assert_refused(retrain(call, copied_run), "do not fit its settings")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv"])
+@pytest.mark.parametrize("content", ["", "not what it was", '{"script": 3}', "epoch,train_loss\n1,2\n"])
+def test_damaged_run_files_are_named(call, copied_run, name, content):
+    (copied_run / name).write_text(content)
+    assert_refused(call(visualize, copied_run), str(copied_run / name))
+
+
+def test_a_figure_that_the_network_does_not_have(call, copied_run):
+    assert_refused(
+        call(visualize, copied_run, "--figures", "filters"), "the figure filters needs a run of cnn_cifar10.py"
+    )
+    assert_refused(call(visualize, copied_run.parents[1], "--figures", "confusion"), "takes a single run")
+
+
+def test_a_folder_without_runs(call, tmp_path):
+    assert_refused(call(visualize, tmp_path), "holds no run")
+
+
+@pytest.mark.parametrize("script", ["cnn_cifar10.py", "rnn_mnist.py", "visualize.py"])
+def test_help_shows_every_flag_with_its_default(script):
+    done = run_command(script, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    flags = [line for line in done.stdout.splitlines() if line.startswith("  --")]
+    assert len(flags) >= (2 if script == "visualize.py" else 12)
