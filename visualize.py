@@ -64,10 +64,10 @@ class FinishedRun:
         config = self.config
         network = "LeNet-5" if self.is_cnn else f"{config['cell'].upper()} with {config['hidden_size']} hidden units"
         source = "" if config["data_source"] == "real" else "synthetic data in place of "
-        training = (
-            f"{config['optimizer'].replace('adam', 'Adam').replace('sgd', 'SGD')}, learning rate {config['lr']:g}"
-        )
-        return f"{network} on {source}{DATASET_TITLES[config['dataset']]}, {training}, seed {config['seed']}"
+        training = [config["optimizer"].upper().replace("ADAM", "Adam"), f"learning rate {config['lr']:g}"]
+        training += [f"momentum {config['momentum']:g}"] if config["momentum"] else []
+        training += [f"batch {config['batch_size']}", f"seed {config['seed']}"]
+        return f"{network} on {source}{DATASET_TITLES[config['dataset']]}, {', '.join(training)}"
 
     @cached_property
     def metrics(self):
@@ -96,32 +96,34 @@ class FinishedRun:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(labelled_runs):
-    """Draw train accuracy, train loss and test accuracy per epoch, one line for each (label, FinishedRun)."""
-    figure = Figure(figsize=(WIDTH, 3 + 0.17 * (len(labelled_runs) if len(labelled_runs) > 1 else 0)))
+def draw_curves(runs):
+    """Draw train accuracy, train loss and test accuracy per epoch, one line for each FinishedRun."""
+    several = len(runs) > 1
+    figure = Figure(figsize=(WIDTH, 3 + 0.17 * len(runs) * several))
     panels = figure.subplots(1, 3)
     accuracy, loss = "accuracy in %", "cross-entropy per image in nats"
     columns = {"train_accuracy": accuracy, "train_loss": loss, "test_accuracy": accuracy}
-    colours = matplotlib.colormaps["tab10" if len(labelled_runs) <= 10 else "turbo"]
-    for number, (label, run) in enumerate(labelled_runs):
-        colour = colours(number if len(labelled_runs) <= 10 else number / (len(labelled_runs) - 1))
+    colours = matplotlib.colormaps["tab10"].colors
+    if len(runs) > len(colours):
+        colours = matplotlib.colormaps["turbo"](np.linspace(0, 1, len(runs)))
+    for run, colour in zip(runs, colours, strict=False):
         epochs = [row["epoch"] for row in run.metrics]
         for panel, column in zip(panels, columns, strict=True):
             values = [row[column] for row in run.metrics]
-            panel.plot(epochs, values, marker=".", markersize=4, linewidth=1.2, color=colour, label=label)
+            panel.plot(epochs, values, marker=".", markersize=4, linewidth=1.2, color=colour, label=run.title)
     for panel, (column, label) in zip(panels, columns.items(), strict=True):
         panel.set(title=column.replace("_", " "), xlabel="epoch", ylabel=label)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
     panels[2].sharey(panels[0])
-    if len(labelled_runs) > 1:
+    if several:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", fontsize=7)
     return figure
 
 
 def curves(run, output_dir):
-    figure = draw_curves([(run.title, run)])
+    figure = draw_curves([run])
     figure.suptitle(run.title)
     save_figure(figure, output_dir / "curves.png")
 
@@ -134,8 +136,8 @@ def confusion_matrix(labels, predicted, classes):
 def confusion(run, output_dir):
     """Draw the confusion matrix of the test images, with the accuracy of each class and of all."""
     classes, labels = run.data.classes, run.data.test_labels
-    counts = confusion_matrix(labels, run.probabilities.argmax(1), len(classes))
-    percent = 100 * counts / counts.sum(1, keepdim=True)
+    counts = confusion_matrix(labels, run.probabilities.argmax(1), len(classes)).numpy()
+    percent = 100 * counts / counts.sum(1, keepdims=True)
     figure = Figure(figsize=(WIDTH, 6.4))
     axes = figure.subplots()
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -168,7 +170,7 @@ def examples(run, output_dir, rows=2):
         for first_row, is_right in ((0, True), (rows, False)):
             chosen = ((data.test_labels == label) & ((predicted == label) == is_right)).nonzero()[:rows, 0]
             for row, index in enumerate(chosen.tolist(), start=first_row):
-                grid[row, label].imshow(data.test_images[index], cmap="gray", vmin=0, vmax=255)
+                grid[row, label].imshow(data.test_images[index].numpy(), cmap="gray", vmin=0, vmax=255)
                 probability = 100 * run.probabilities[index].max()
                 text = f"{data.classes[predicted[index]]}\n{probability:.0f} %"
                 grid[row, label].set_title(text, fontsize=7, pad=2, color="black" if is_right else "firebrick")
@@ -187,8 +189,8 @@ def examples(run, output_dir, rows=2):
 
 def filters(run, output_dir):
     """Draw conv1's 32 kernels as a 4 x 8 grid in gray, all on one scale symmetric about zero."""
-    kernels = run.model.conv1.weight.detach()[:, 0]
-    limit = kernels.abs().max().item()
+    kernels = run.model.conv1.weight.detach()[:, 0].numpy()
+    limit = np.abs(kernels).max()
     figure = Figure(figsize=(WIDTH, 4.6))
     grid = figure.subplots(4, 8, sharex=True, sharey=True)
     for number, (axes, kernel) in enumerate(zip(grid.flat, kernels, strict=True)):
@@ -306,11 +308,11 @@ def visualize_run(run, names, output_dir):
 
 
 def compare_runs(runs, names, output_dir):
-    """Draw several runs' curves in one figure, labelled with their folders."""
+    """Draw several runs' curves in one figure."""
     unfit = [name for name in names or [] if name != "curves"]
     if unfit:
         raise InputError(f"the figure {unfit[0]} takes a single run; several runs are compared by curves")
-    figure = draw_curves([(f"{run.folder.parent.name}/{run.folder.name}", run) for run in runs])
+    figure = draw_curves(runs)
     figure.suptitle(f"{len(runs)} runs compared")
     output_dir.mkdir(parents=True, exist_ok=True)
     save_figure(figure, output_dir / "curves.png")

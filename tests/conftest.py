@@ -14,6 +14,11 @@ import utils  # noqa: E402
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.trace:FutureWarning")
+    config.addinivalue_line("filterwarnings", "ignore::torch.jit.TracerWarning")
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of the real data sets."""

@@ -96,24 +96,29 @@ def test_snapshots_lead_from_the_start_to_the_checkpoint(cnn_run):
     assert not torch.equal(start["conv1.weight"], end["conv1.weight"])
 
 
-def test_conv1_learns_smoother_kernels_than_it_started_with(cnn_run):
-    """The embedded pictures reward edges: neighbouring weights of the trained kernels resemble each other more."""
+def test_conv1_learns_smooth_patterns_from_the_embedded_pictures(cnn_run):
+    """What training adds to a kernel is alike in neighbouring pixels, as edges are; the random start is not."""
     _, folder = cnn_run
+    start, end = (
+        torch.load(folder / "snapshots" / f"epoch_{epoch:02d}.pt", weights_only=True)["conv1.weight"]
+        for epoch in (0, 10)
+    )
 
-    def likeness(epoch):
-        kernels = torch.load(folder / "snapshots" / f"epoch_{epoch:02d}.pt", weights_only=True)["conv1.weight"]
+    def likeness(kernels):
+        kernels = kernels - kernels.mean((2, 3), keepdim=True)
         return (kernels[..., 1:] * kernels[..., :-1]).sum() / kernels.square().sum()
 
-    assert likeness(10) > likeness(0) + 0.05
+    assert abs(likeness(start)) < 0.15
+    assert likeness(end - start) > 0.35
 
 
-def test_repeating_a_complete_run_changes_nothing(rnn_run, runs_dir):
+def test_repeating_a_complete_run_changes_nothing(rnn_run, runs_dir, call):
     _, folder = rnn_run
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    for epochs in ("10", "3"):
-        again = run_command("rnn_mnist.py", "--data", "synthetic", "--runs-dir", runs_dir, "--epochs", epochs)
-        assert again.returncode == 0
-        assert "complete with 10 epochs" in again.stdout
+    for epochs in (10, 3):
+        status, output, _ = call(rnn_mnist, "--data", "synthetic", "--runs-dir", runs_dir, "--epochs", epochs)
+        assert status == 0
+        assert "complete with 10 epochs" in output
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
@@ -200,7 +205,7 @@ def test_tensorboard_does_not_change_the_numbers(tiny_digits, tmp_path, monkeypa
 
 
 def test_bar_on_a_terminal_does_not_change_the_numbers(rnn_run, tmp_path):
-    command = [sys.executable, "rnn_mnist.py", "--data", "synthetic", "--runs-dir", str(tmp_path)]
+    command = [sys.executable, "rnn_mnist.py", "--data", "synthetic", "--runs-dir", str(tmp_path), "--epochs", "2"]
     screen, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=terminal)
@@ -213,9 +218,7 @@ def test_bar_on_a_terminal_does_not_change_the_numbers(rnn_run, tmp_path):
     assert process.returncode == 0
     assert b"batch/s" in shown
     _, folder = rnn_run
-    again = tmp_path / "rnn_mnist" / folder.name
-    assert rows_but_seconds(again) == rows_but_seconds(folder)
-    assert_equal_weights(utils.load_checkpoint(again)["model"], utils.load_checkpoint(folder)["model"])
+    assert rows_but_seconds(tmp_path / "rnn_mnist" / folder.name) == rows_but_seconds(folder)[:2]
 
 
 def test_shuffling_depends_on_seed_and_epoch_alone():
@@ -255,9 +258,9 @@ def test_bf16_predictions_stay_close_to_fp32():
 @pytest.mark.parametrize(
     ("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
-def test_an_interrupted_run_continues_to_the_same_end(rnn_run, tmp_path, signal_number, status):
-    command = ["rnn_mnist.py", "--data", "synthetic", "--runs-dir", str(tmp_path), "--epochs", "4"]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, text=True, stdout=-1, stderr=-1)
+def test_an_interrupted_run_continues_to_the_same_end(rnn_run, call, tmp_path, signal_number, status):
+    flags = ["--data", "synthetic", "--runs-dir", str(tmp_path), "--epochs", "4"]
+    process = subprocess.Popen([sys.executable, "rnn_mnist.py", *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)
     next(line for line in process.stdout if line.startswith("  2/4"))
     process.send_signal(signal_number)
     _, message = process.communicate(timeout=60)
@@ -265,8 +268,7 @@ def test_an_interrupted_run_continues_to_the_same_end(rnn_run, tmp_path, signal_
     if signal_number != signal.SIGKILL:
         assert message.count("\n") == 1
         assert "the same command continues" in message
-    done = run_command(*command)
-    assert done.returncode == 0, done.stderr
+    assert call(rnn_mnist, *flags)[0] == 0
     _, undisturbed = rnn_run
     folder = tmp_path / "rnn_mnist" / undisturbed.name
     assert rows_but_seconds(folder) == rows_but_seconds(undisturbed)[:4]

@@ -137,7 +137,10 @@ def test_several_runs_are_compared_in_one_figure(cnn_run, rnn_run, runs_dir, cal
     assert output.strip() == str(runs_dir / "comparison" / "curves.png")
     figure = figures["curves.png"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == [f"{folder.parent.name}/{folder.name}" for folder in (cnn_run[1], rnn_run[1])]
+    assert legend == [
+        "LeNet-5 on synthetic data in place of CIFAR-10, Adam, learning rate 0.0001, batch 128, seed 0",
+        "RNN with 30 hidden units on synthetic data in place of MNIST, Adam, learning rate 0.001, batch 64, seed 0",
+    ]
     assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2]
 
 
