@@ -39,7 +39,8 @@ class LeNet5(Classifier):
         # Pooling before ReLU is the same function as after it, and leaves ReLU a quarter of the work.
         maps = F.relu(F.max_pool2d(self.conv1(inputs), 2))
         maps = F.relu(F.max_pool2d(self.conv2(maps), 2))
-        return self.fc2(F.relu(self.fc1(maps.flatten(1))))
+        features = maps.movedim(1, -1).flatten(1)  # channels last, as the maps lie in memory: nothing is copied
+        return self.fc2(F.relu(self.fc1(features)))
 
     def activations(self, inputs):
         """Return both convolution layers' activations after ReLU: (N, 32, H, W) and (N, 64, H / 2, W / 2)."""

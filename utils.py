@@ -36,6 +36,9 @@ from tqdm import tqdm
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 class InputError(Exception):
     """The command line or an input is unusable: exit status 2."""
 
@@ -67,17 +70,11 @@ def run_script(main):
     except TrainingError as error:
         status, message = 1, f"error: {error}"
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            status, message = (
-                1,
-                f"error: the disk is full{where}; free some space and run the same command again",
-            )
+        what = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
+        if error.errno in DISK_FULL:
+            status, message = 1, f"error: {what}; free some space and run the same command again"
         else:
-            status, message = (
-                2,
-                f"error: {error.strerror or error}{where}; name a file or folder that can be used",
-            )
+            status, message = 2, f"error: {what}; name a file or folder that can be used"
     except KeyboardInterrupt:
         status, message = 130, "interrupted; every finished epoch is kept, and the same command continues"
     except Terminated:
@@ -203,7 +200,7 @@ def _download(dataset_class, data_dir):
         with redirect_stdout(quiet), redirect_stderr(sys.stderr if sys.stderr.isatty() else quiet):
             dataset_class(data_dir, download=True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error, "errno", None) in DISK_FULL:
             raise
         raise ConnectionError(" ".join(str(getattr(error, "reason", error)).split())) from None
     finally:
@@ -403,16 +400,8 @@ class Run:
         """
         from torch.utils.tensorboard.summary import hparams
 
-        shown = (
-            *self.config["defining"],
-            "epochs",
-            "data_source",
-            "device",
-            "precision",
-            "threads",
-            "parameters",
-        )
-        settings = {key: self.config[key] for key in shown}
+        surroundings = ("epochs", "data_source", "device", "precision", "threads", "parameters")
+        settings = {key: self.config[key] for key in (*self.config["defining"], *surroundings)}
         return hparams(settings, dict.fromkeys(TENSORBOARD_TAGS, 0.0))
 
     def _sweep(self):
@@ -588,18 +577,12 @@ def train(run, model, data, after_epoch):
     if run.epoch == 0:
         run.writer.add_graph(model, model.prepare(data.test_images[:1]))
         after_epoch(run, model, data, 0)
-    print("epoch  train loss  train accuracy  test accuracy  seconds")
+    print("epoch  train loss  train accuracy  test accuracy  seconds", flush=True)
     for epoch in range(run.epoch + 1, config["epochs"] + 1):
         start = time.perf_counter()
         order = shuffled(len(data.train_images), config["seed"], epoch).to(config["device"])
         train_loss, train_accuracy = train_epoch(
-            model,
-            optimizer,
-            data.train_images,
-            data.train_labels,
-            order,
-            config["batch_size"],
-            config["precision"],
+            model, optimizer, data.train_images, data.train_labels, order, config["batch_size"], config["precision"]
         )
         seconds = time.perf_counter() - start
         test_loss, test_accuracy = evaluate(model, data.test_images, data.test_labels, config["precision"])
@@ -612,11 +595,9 @@ def train(run, model, data, after_epoch):
         after_epoch(run, model, data, epoch)
         values = (epoch, train_loss, train_accuracy, test_loss, test_accuracy, seconds)
         run.record(dict(zip(METRICS, values, strict=True)), model, optimizer)
-        line = f"{epoch:>{len(str(config['epochs']))}}/{config['epochs']}"
-        print(
-            f"{line:>5}  {train_loss:10.4f}  {train_accuracy:12.2f} %  {test_accuracy:11.2f} %  {seconds:7.1f}",
-            flush=True,
-        )
+        counted = f"{epoch:>{len(str(config['epochs']))}}/{config['epochs']}"
+        accuracies = f"{train_accuracy:12.2f} %  {test_accuracy:11.2f} %"
+        print(f"{counted:>5}  {train_loss:10.4f}  {accuracies}  {seconds:7.1f}", flush=True)
 
 
 class Experiment(NamedTuple):
@@ -675,9 +656,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse with default values in the help, no abbreviations, and errors of one line."""
 
     def __init__(self, description):
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists the flags and their values\n")
@@ -757,8 +737,6 @@ def resolve_config(script, args, settings, data_source):
     precision = args.precision
     if precision == "auto":
         precision = "bf16" if script == "cnn_cifar10" and multiplies_bf16(device) else "fp32"
-    surroundings = {"device": device, "precision": precision, "threads": torch.get_num_threads()}
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     return {
         "script": script,
         **settings,
@@ -766,20 +744,16 @@ def resolve_config(script, args, settings, data_source):
         "epochs": args.epochs,
         "data_source": data_source,
         "data_dir": str(args.data_dir),
-        **surroundings,
-        "versions": versions,
+        "device": device,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
 
 
 def run_folder(runs_dir, config):
     """Return runs_dir/script/name, the name made from the settings that define the experiment."""
-    units = {
-        "lr": "lr",
-        "momentum": "momentum",
-        "hidden_size": "hidden",
-        "batch_size": "batch",
-        "seed": "seed",
-    }
+    units = {"lr": "lr", "momentum": "momentum", "hidden_size": "hidden", "batch_size": "batch", "seed": "seed"}
     skipped = "momentum" if config["optimizer"] == "adam" else None
     parts = [f"{units.get(key, '')}{config[key]}" for key in config["defining"] if key != skipped]
     if config["data_source"] == "synthetic":

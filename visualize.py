@@ -313,7 +313,7 @@ def compare_runs(runs, names, output_dir):
     if unfit:
         raise InputError(f"the figure {unfit[0]} takes a single run; several runs are compared by curves")
     figure = draw_curves(runs)
-    figure.suptitle(f"{len(runs)} runs compared")
+    figure.suptitle(f"Accuracy and loss of {len(runs)} runs")
     output_dir.mkdir(parents=True, exist_ok=True)
     save_figure(figure, output_dir / "curves.png")
 

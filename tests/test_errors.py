@@ -78,7 +78,8 @@ def test_a_full_disk_ends_with_status_1():
         "-c", "import utils; utils.run_script(lambda: open('/dev/full', 'w', buffering=1).write('x\\n'))"
     )
     assert done.returncode == 1
-    assert "the disk is full" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert "free some space" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -40,7 +40,7 @@ def test_lenet5_pools_what_relu_lets_through():
     model, inputs = LeNet5(), torch.rand(4, 1, 32, 32)
     maps = F.max_pool2d(F.relu(model.conv1(inputs)), 2)
     maps = F.max_pool2d(F.relu(model.conv2(maps)), 2)
-    logits = model.fc2(F.relu(model.fc1(maps.flatten(1))))
+    logits = model.fc2(F.relu(model.fc1(maps.permute(0, 2, 3, 1).reshape(4, -1))))
     torch.testing.assert_close(model(inputs), logits)
     activations = model.activations(inputs)
     torch.testing.assert_close(activations["conv1"], F.relu(model.conv1(inputs)))
