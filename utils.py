@@ -641,7 +641,7 @@ def run_experiment(script, args, settings, build_model, experiments, after_epoch
             print(f"complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
     accuracy, reported = run.history[-1]["test_accuracy"], reported_accuracy(run.config, experiments)
     compared = f" (the reference report: {reported} %)" if reported else ""
-    print(f"test accuracy {accuracy:.2f} % after {run.epoch} epochs{compared}")
+    print(f"test accuracy {accuracy:.2f} % after epoch {run.epoch}{compared}")
     if data.source == "synthetic":
         print(synthetic_notice(data.name))
     print(f"\nNext:\n  tensorboard --logdir {args.runs_dir}\n  python visualize.py {run.folder}")
