@@ -148,9 +148,9 @@ def synthetic_notice(dataset):
 def rgb_to_gray(images):
     """Turn uint8 RGB (N, H, W, 3) into uint8 gray (N, H, W), bit-equal to PIL's ITU-R 601-2 conversion."""
     gray = np.empty(images.shape[:3], dtype=np.uint8)
-    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
-    for start in range(0, len(images), 1000):  # the wide integers of 1000 images at a time
-        gray[start : start + 1000] = (images[start : start + 1000] @ weights + 0x8000) >> 16
+    weights = np.array([19595, 38470, 7471], dtype=np.float32)  # of 65,536; float32 holds these sums exactly
+    for start in range(0, len(images), 1000):  # 1000 images at a time stand in memory as floats
+        gray[start : start + 1000] = (images[start : start + 1000].astype(np.float32) @ weights + 32768) / 65536
     return gray
 
 

@@ -9,6 +9,7 @@ Figures of any run: curves, confusion, examples; of a convolutional network also
 
 import csv
 import io
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -40,7 +41,6 @@ STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
     "figure.titlesize": 10,
-    "figure.labelsize": 9,
     "savefig.dpi": 160,
     "legend.frameon": False,
 }
@@ -158,26 +158,45 @@ def confusion(run, output_dir):
     save_figure(figure, output_dir / "confusion.png")
 
 
+def draw_mosaic(axes, images, titles, columns, gap, **scale):
+    """Draw images (N, H, W) in gray on one axes, each below its title, pixel by pixel.
+
+    gap: empty pixels between (rows, columns); scale: vmin and vmax. Returns matplotlib's image and where the images
+    begin, in pixels: the rows' tops and the columns' left edges.
+    """
+    height, width = images.shape[1:]
+    tops = [row * (height + gap[0]) for row in range(math.ceil(len(images) / columns))]
+    lefts = [column * (width + gap[1]) for column in range(columns)]
+    mosaic = np.full((tops[-1] + height, lefts[-1] + width), np.nan)
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        top, left = tops[number // columns], lefts[number % columns]
+        mosaic[top : top + height, left : left + width] = image
+        axes.text(left + width / 2 - 0.5, top - 0.6, title, ha="center", va="bottom", fontsize=7)
+    axes.set_frame_on(False)
+    return axes.imshow(mosaic, cmap="gray", interpolation="nearest", **scale), tops, lefts
+
+
 def examples(run, output_dir, rows=2):
     """Draw test images of each class with the predicted class: the first ones right, then the first ones wrong."""
     data, predicted = run.data, run.probabilities.argmax(1)
-    figure = Figure(figsize=(WIDTH, 4.6))
-    grid = figure.subplots(2 * rows, len(data.classes))
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.set_frame_on(False)
-    for label, name in enumerate(data.classes):
+    images = np.full((2 * rows, len(data.classes), *data.test_images.shape[1:]), np.nan)
+    titles = np.full(images.shape[:2], "", dtype=object)
+    for label in range(len(data.classes)):
         for first_row, is_right in ((0, True), (rows, False)):
             chosen = ((data.test_labels == label) & ((predicted == label) == is_right)).nonzero()[:rows, 0]
             for row, index in enumerate(chosen.tolist(), start=first_row):
-                grid[row, label].imshow(data.test_images[index].numpy(), cmap="gray", vmin=0, vmax=255)
+                images[row, label] = data.test_images[index]
                 probability = 100 * run.probabilities[index].max()
-                text = f"{data.classes[predicted[index]]}\n{probability:.0f} %"
-                grid[row, label].set_title(text, fontsize=7, pad=2, color="black" if is_right else "firebrick")
-        grid[-1, label].set_xlabel(name, fontsize=8)
-    for row, axes in enumerate(grid[:, 0]):
-        axes.set_ylabel("right" if row < rows else "wrong", fontsize=8, color="black" if row < rows else "firebrick")
-    figure.supxlabel("true class; above each image the predicted one and its probability")
+                titles[row, label] = f"{data.classes[predicted[index]]}\n{probability:.0f} %"
+    figure = Figure(figsize=(WIDTH, 4.7))
+    axes = figure.subplots()
+    gap = (images.shape[2] * 5 // 12, images.shape[3] // 8)
+    flat = images.reshape(-1, *images.shape[2:])
+    _, tops, lefts = draw_mosaic(axes, flat, titles.flat, len(data.classes), gap, vmin=0, vmax=255)
+    axes.set_xticks([left + images.shape[3] / 2 for left in lefts], data.classes, fontsize=8)
+    axes.set_yticks([top + images.shape[2] / 2 for top in tops], ["right"] * rows + ["wrong"] * rows, fontsize=8)
+    axes.tick_params(length=0)
+    axes.set(xlabel="true class; above each image the predicted one and its probability", ylabel="classified")
     figure.suptitle(f"Test images, the first of each class that are classified right and wrong\n{run.title}")
     save_figure(figure, output_dir / "examples.png")
 
@@ -191,16 +210,14 @@ def filters(run, output_dir):
     """Draw conv1's 32 kernels as a 4 x 8 grid in gray, all on one scale symmetric about zero."""
     kernels = run.model.conv1.weight.detach()[:, 0].numpy()
     limit = np.abs(kernels).max()
-    figure = Figure(figsize=(WIDTH, 4.6))
-    grid = figure.subplots(4, 8, sharex=True, sharey=True)
-    for number, (axes, kernel) in enumerate(zip(grid.flat, kernels, strict=True)):
-        image = axes.imshow(kernel, cmap="gray", vmin=-limit, vmax=limit)
-        axes.set_title(f"map {number}", fontsize=7, pad=2)
-        axes.set(xticks=[0, 4], yticks=[0, 4])
-        axes.tick_params(labelsize=7, length=2)
-    figure.colorbar(image, ax=grid, label="weight", shrink=0.9)
-    figure.supxlabel("kernel column in pixels")
-    figure.supylabel("kernel row in pixels")
+    figure = Figure(figsize=(WIDTH, 4.2))
+    axes = figure.subplots()
+    titles = [f"map {number}" for number in range(len(kernels))]
+    image, tops, lefts = draw_mosaic(axes, kernels, titles, columns=8, gap=(1, 1), vmin=-limit, vmax=limit)
+    axes.set_xticks([left + pixel for left in lefts for pixel in (0, 4)], ["0", "4"] * len(lefts), fontsize=7)
+    axes.set_yticks([top + pixel for top in tops for pixel in (0, 4)], ["0", "4"] * len(tops), fontsize=7)
+    axes.set(xlabel="kernel column in pixels", ylabel="kernel row in pixels")
+    figure.colorbar(image, ax=axes, label="weight", shrink=0.9)
     figure.suptitle(f"The kernels of conv1 after {len(run.metrics)} epochs\n{run.title}")
     save_figure(figure, output_dir / "filters.png")
 
