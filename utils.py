@@ -529,7 +529,7 @@ def evaluate(model, images, labels, precision):
     """Return the mean cross-entropy per image and the accuracy in percent."""
     logits = predict(model, images, precision)
     losses = F.cross_entropy(logits, labels, reduction="none")
-    return losses.cpu().double().mean().item(), 100 * (logits.argmax(1) == labels).cpu().double().mean().item()
+    return losses.cpu().double().mean().item(), 100 * (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
 def train_epoch(model, optimizer, images, labels, order, batch_size, precision):

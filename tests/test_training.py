@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cnn_cifar10
 import rnn_mnist
@@ -242,6 +243,30 @@ def test_train_epoch_measures_each_image_once_with_the_loss_per_image(tiny_digit
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     measured = utils.train_epoch(model, optimizer, images, labels, torch.randperm(150), 64, "fp32")
     assert measured == pytest.approx(utils.evaluate(model, images, labels, "fp32"), rel=1e-5)
+
+
+class ReadBacks(TorchDispatchMode):
+    """Counts the operations for which the processor has to wait until a GPU is through."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "masked_select"))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("kind", ["lenet5", "rnn"])
+def test_a_training_step_reads_no_value_back(tiny_digits, kind):
+    """In place of a GPU: how often an epoch would wait for one does not grow with its steps."""
+    model = cnn_cifar10.LeNet5(28) if kind == "lenet5" else rnn_mnist.RowReader("rnn", 5)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    counts = []
+    for images in (64, 320):
+        with ReadBacks() as read_backs:
+            data = (tiny_digits.train_images, tiny_digits.train_labels, torch.arange(images))
+            utils.train_epoch(model, optimizer, *data, 64, "bf16" if kind == "lenet5" else "fp32")
+        counts.append(read_backs.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_bf16_predictions_stay_close_to_fp32():
