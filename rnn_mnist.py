@@ -3,6 +3,8 @@
     python rnn_mnist.py                             plain RNN with 30 hidden units, Adam at 1e-3
     python rnn_mnist.py --cell gru                  or lstm
     python rnn_mnist.py --hidden-size 5 --lr 1e-1   any size and learning rate
+    python rnn_mnist.py --report                    all the report's experiments, then a table
+    python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    every combination of the values
     python rnn_mnist.py --data synthetic            on embedded digits, where there is neither data nor network
 
 The run's folder, runs/rnn_mnist/..., gets TensorBoard's events, metrics.csv and the checkpoint.
@@ -16,8 +18,8 @@ from utils import (
     Classifier,
     Experiment,
     experiment_parser,
-    parse_experiment,
-    run_experiment,
+    parse_experiments,
+    run_experiments,
     run_script,
     whole_number,
 )
@@ -46,14 +48,17 @@ class RowReader(Classifier):
         return self.fc(outputs[:, -1])
 
 
+# The settings that define an experiment, in the order in which they name its folder.
+SETTINGS = ("dataset", "cell", "hidden_size", "optimizer", "lr", "momentum", "batch_size", "seed")
+
 # The reference report's experiments, with the test accuracy in percent that it gives after ten epochs.
 COMMON = {"dataset": "mnist", "momentum": 0.0, "batch_size": 64}
 EXPERIMENTS = [
-    Experiment({"cell": cell, "hidden_size": hidden_size, "optimizer": optimizer, "lr": lr, **COMMON}, reported)
-    for cell, hidden_size, optimizer, lr, reported in [
+    Experiment({"cell": cell, "hidden_size": hidden_size, "optimizer": optimizer, "lr": lr, **COMMON}, *reported)
+    for cell, hidden_size, optimizer, lr, *reported in [
         ("rnn", 5, "adam", 1e-1, 10.09),
         ("rnn", 5, "adam", 1e-3, 47.73),
-        ("rnn", 5, "adam", 1e-4, None),  # tested, but reported without a figure
+        ("rnn", 5, "adam", 1e-4, None, "tested, but without a figure"),
         ("rnn", 5, "adam", 1e-5, 16.10),
         ("rnn", 5, "sgd", 1e-3, 15.13),
         ("rnn", 10, "adam", 1e-3, 74.55),
@@ -73,17 +78,13 @@ def build_model(config):
 
 def main():
     parser = experiment_parser(__doc__, lr=1e-3, batch_size=64)
-    parser.add_argument("--cell", choices=tuple(CELLS), default="rnn", help="default: rnn")
-    parser.add_argument(
-        "--hidden-size",
-        type=whole_number(1, 4096),
-        default=30,
-        help="hidden units of each layer; default: 30",
-    )
-    args = parse_experiment(parser)
-    names = ("cell", "hidden_size", "optimizer", "lr", "momentum", "batch_size", "seed")
-    settings = {"dataset": "mnist", **{name: getattr(args, name) for name in names}}
-    run_experiment("rnn_mnist", args, settings, build_model, EXPERIMENTS)
+    parser.set_defaults(dataset=["mnist"])
+    parser.add_argument("--cell", nargs="+", choices=tuple(CELLS), default=["rnn"], help="default: rnn")
+    hidden_sizes = whole_number(1, 4096)
+    text = "hidden units of each layer; default: 30"
+    parser.add_argument("--hidden-size", nargs="+", type=hidden_sizes, default=[30], help=text)
+    args = parse_experiments(parser, SETTINGS)
+    run_experiments("rnn_mnist", args, SETTINGS, build_model, EXPERIMENTS)
 
 
 if __name__ == "__main__":

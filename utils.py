@@ -1,7 +1,7 @@
 """What both training scripts share: data, the run's folder, the training loop and the command line.
 
 From top to bottom: errors and exit statuses, data sets (real, then embedded), the run's folder with its checkpoint
-and TensorBoard events, training and evaluation, command line.
+and TensorBoard events, training and evaluation, one experiment and many, command line.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import errno
 import fcntl
 import http.client
 import io
+import itertools
 import json
 import math
 import os
@@ -18,10 +19,13 @@ import platform
 import shutil
 import signal
 import socket
+import statistics
+import subprocess
 import sys
 import time
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +45,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 class InputError(Exception):
     """The command line or an input is unusable: exit status 2."""
+
+
+class LockedError(InputError):
+    """Another process trains this run."""
 
 
 class TrainingError(Exception):
@@ -89,6 +97,7 @@ def run_script(main):
 # ---------------------------------------------------------------------------------------------------------------------
 
 SERVER_TIMEOUT = 20  # seconds until a server that does not answer is given up
+STARTED = time.time()
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 DATASET_TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
 DIGITS = tuple("0123456789")
@@ -161,7 +170,9 @@ def _load_real(name, data_dir):
     dataset_class = datasets.CIFAR10 if name == "cifar10" else datasets.MNIST
     checksums = _published_checksums(name, dataset_class, data_dir)
     if not all(path.is_file() for path in checksums):
-        _download(dataset_class, data_dir)
+        with _sole_downloader(data_dir):
+            if not all(path.is_file() for path in checksums):
+                _download(dataset_class, data_dir)
     _verify(checksums)
     train, test = (dataset_class(data_dir, train=is_train) for is_train in (True, False))
     images = [torch.from_numpy(rgb_to_gray(part.data)) if name == "cifar10" else part.data for part in (train, test)]
@@ -188,11 +199,28 @@ def _verify(checksums):
             )
 
 
-def _download(dataset_class, data_dir):
-    """Download into data_dir; raises ConnectionError with the reason when that fails."""
+@contextmanager
+def _sole_downloader(data_dir):
+    """Let one process at a time download; what fails for it has failed for all that waited, so that they agree."""
     data_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(data_dir, os.W_OK):
         raise InputError(f"the data folder {data_dir} cannot be written; choose another one with --data-dir")
+    with open(data_dir / ".download.lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        failure = lock.read()
+        if failure and os.fstat(lock.fileno()).st_mtime > STARTED:
+            raise ConnectionError(failure)
+        lock.truncate(0)
+        try:
+            yield
+        except ConnectionError as error:
+            lock.write(str(error))
+            raise
+
+
+def _download(dataset_class, data_dir):
+    """Download into data_dir; raises ConnectionError with the reason when that fails."""
     print(f"downloading {dataset_class.__name__} to {data_dir} ...", flush=True)
     timeout, quiet = socket.getdefaulttimeout(), io.StringIO()
     socket.setdefaulttimeout(SERVER_TIMEOUT)
@@ -351,6 +379,7 @@ class Run:
     def __exit__(self, *_):
         if self.writer:
             self.writer.close()
+        self._checkpoint = None
         self._lock.close()
 
     @property
@@ -366,7 +395,7 @@ class Run:
             self._checkpoint = None
         else:
             self._sweep()
-        write_atomically(self.folder / "config.json", json.dumps(self.config, indent=2).encode() + b"\n")
+        self._save_config()
         self.writer = SummaryWriter(str(self.folder), purge_step=self.epoch + 1 if self.epoch else None)
         _, session_start, self._session_end = self._hyperparameters()
         self.writer.file_writer.add_summary(session_start)
@@ -386,6 +415,20 @@ class Run:
         write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         save_tensors(self.folder / "checkpoint.pt", {"config": self.config, "history": self.history, **state})
+
+    def record_divergence(self, epoch):
+        self._save_config(diverged=epoch)
+
+    @property
+    def diverged(self):
+        """The epoch in which the last attempt to train this run diverged, None when it did not."""
+        try:
+            return json.loads((self.folder / "config.json").read_text()).get("diverged")
+        except (OSError, ValueError):
+            return None
+
+    def _save_config(self, **more):
+        write_atomically(self.folder / "config.json", json.dumps({**self.config, **more}, indent=2).encode() + b"\n")
 
     def save_snapshot(self, epoch, tensors):
         """Write snapshots/epoch_NN.pt, a dict of tensors by parameter name."""
@@ -418,7 +461,7 @@ def _lock(folder):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise InputError(
+        raise LockedError(
             f"{folder} is being trained by another process; wait for it or choose other settings"
         ) from None
     return lock
@@ -539,7 +582,8 @@ def train_epoch(model, optimizer, images, labels, order, batch_size, precision):
     it, before the step changes the weights.
     """
     losses, hits = [], []
-    for batch in tqdm(order.split(batch_size), unit="batch", leave=False, disable=None):
+    hidden = True if processes() > 1 else None  # None: shown on a terminal
+    for batch in tqdm(order.split(batch_size), unit="batch", leave=False, disable=hidden):
         inputs, targets = model.prepare(images[batch]), labels[batch]
         with autocast(images.device, precision):
             logits = model(inputs)
@@ -587,6 +631,7 @@ def train(run, model, data, after_epoch):
         seconds = time.perf_counter() - start
         test_loss, test_accuracy = evaluate(model, data.test_images, data.test_labels, config["precision"])
         if not (math.isfinite(train_loss) and math.isfinite(test_loss)):
+            run.record_divergence(epoch)
             kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
             raise TrainingError(
                 f"the loss became {train_loss if math.isnan(train_loss) else test_loss} in epoch {epoch} at learning "
@@ -600,51 +645,179 @@ def train(run, model, data, after_epoch):
         print(f"{counted:>5}  {train_loss:10.4f}  {accuracies}  {seconds:7.1f}", flush=True)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# One experiment and many
+# ---------------------------------------------------------------------------------------------------------------------
+
+REPORT_EPOCHS = 10  # the reference report's accuracies are those after its last epoch
+
+
 class Experiment(NamedTuple):
-    """A row of the reference report: its settings, and its test accuracy in percent after ten epochs if comparable."""
+    """A row of the reference report: its settings and its test accuracy in percent, None where it gives no figure.
+
+    remark: why the figure is missing or not comparable; such a row is not compared.
+    """
 
     settings: dict
     reported: float | None
     remark: str = ""
 
 
-def reported_accuracy(config, experiments):
-    """Return the reference report's test accuracy in percent for a run on real data, None where it has none."""
-    if config["data_source"] != "real" or config["epochs"] != 10:
+def reported_row(config, experiments):
+    """Return the reference report's Experiment with a run's settings, None where it has none or on other data."""
+    if config["data_source"] != "real" or config["epochs"] != REPORT_EPOCHS:
         return None
-    for experiment in experiments:
-        if all(config[key] == value for key, value in experiment.settings.items()):
-            return experiment.reported
-    return None
+    matches = (row for row in experiments if all(config[key] == value for key, value in row.settings.items()))
+    return next(matches, None)
 
 
-def run_experiment(script, args, settings, build_model, experiments, after_epoch=lambda run, model, data, epoch: None):
-    """Train one experiment in its run folder and say how it ended and what to type next.
+def reported_accuracy(config, experiments):
+    """Return the test accuracy in percent that a run compares with, None where the report has no such figure."""
+    row = reported_row(config, experiments)
+    return row.reported if row and not row.remark else None
 
-    settings: dict of the settings that define the experiment and name its folder.
-    build_model(config) returns the untrained network.
+
+def processes():
+    """Return how many processes work through the same list, as torchrun tells them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def requested_settings(args, names, experiments):
+    """Return what the flags ask for, a list of settings (dict by name), no two alike.
+
+    With --report that is the report's list, else the product of the flags' values; momentum is SGD's alone.
     """
-    data = load_data(settings["dataset"], args.data, args.data_dir)
-    if data.source == "synthetic":
-        print(synthetic_notice(data.name))
-    config = resolve_config(script, args, settings, data.source)
+    if args.report:
+        grid = [{**experiment.settings, "seed": seed} for seed in args.seed for experiment in experiments]
+    else:
+        values = itertools.product(*(getattr(args, name) for name in names))
+        grid = [dict(zip(names, combination, strict=True)) for combination in values]
+    for settings in grid:
+        settings["momentum"] *= settings["optimizer"] == "sgd"
+    ordered = [{name: settings[name] for name in names} for settings in grid]
+    return [settings for number, settings in enumerate(ordered) if settings not in ordered[:number]]
+
+
+def run_experiments(script, args, names, build_model, experiments, after_epoch=lambda run, model, data, epoch: None):
+    """Train what the flags ask for, each experiment in its run folder; say how it ended and what to type next.
+
+    names: of the settings that define an experiment and name its folder; build_model(config) returns the untrained
+    network; after_epoch: see train.
+    """
+    args.threads = share_of_cores()
+    sets, grid = {}, requested_settings(args, names, experiments)
+
+    def train_one(settings):
+        name = settings["dataset"]
+        if name not in sets:
+            sets[name] = load_data(name, args.data, args.data_dir)
+            if sets[name].source == "synthetic":
+                print(synthetic_notice(name))
+        config = resolve_config(script, args, settings, sets[name].source)
+        with redirect_stdout(io.StringIO()) if processes() > 1 else nullcontext():
+            run = train_experiment(config, args, sets[name], build_model, after_epoch, alone=len(grid) == 1)
+        if processes() > 1 and run.writer and run.history:
+            print(f"{run.folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}", flush=True)
+        return run
+
+    if len(grid) == 1:
+        run = train_one(grid[0])
+        accuracy, reported = run.history[-1]["test_accuracy"], reported_accuracy(run.config, experiments)
+        compared = f" (the reference report: {reported} %)" if reported else ""
+        print(f"test accuracy {accuracy:.2f} % after epoch {run.epoch}{compared}")
+        to_visualize = run.folder
+    else:
+        runs = work_through(grid, train_one)
+        if runs is None:
+            return
+        epoch = min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs
+        print_results(runs, epoch, experiments)
+        to_visualize = args.runs_dir
+    for name, data in sets.items():
+        if data.source == "synthetic":
+            print(synthetic_notice(name))
+    print(f"\nNext:\n  tensorboard --logdir {args.runs_dir}\n  python visualize.py {to_visualize}")
+
+
+def share_of_cores():
+    """Return the number of threads for this process, one of several on this machine if torchrun says so."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return torch.get_num_threads() if local == 1 else max(1, os.cpu_count() // local)
+
+
+def train_experiment(config, args, data, build_model, after_epoch, alone):
+    """Train an experiment up to --epochs, from where its folder stands; return its Run.
+
+    alone: it is the only one asked for; else one that diverged before is left as it is.
+    """
     with Run(run_folder(args.runs_dir, config), config, args.fresh) as run:
         check_device(run.config["device"])
         torch.set_num_threads(run.config["threads"])
         torch.manual_seed(run.config["seed"])
         model = build_model(run.config).to(run.config["device"])
         run.config["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        print("{folder}: {parameters:,} parameters, {device}, {precision}".format(folder=run.folder, **run.config))
-        if run.epoch < args.epochs:
-            train(run, model, data.to(run.config["device"]), after_epoch)
+        if run.epoch >= args.epochs:
+            print(f"{run.folder}: complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
+        elif run.diverged and not (alone or args.fresh):
+            print(f"{run.folder}: diverged in epoch {run.diverged}; --fresh starts over")
         else:
-            print(f"complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
-    accuracy, reported = run.history[-1]["test_accuracy"], reported_accuracy(run.config, experiments)
-    compared = f" (the reference report: {reported} %)" if reported else ""
-    print(f"test accuracy {accuracy:.2f} % after epoch {run.epoch}{compared}")
-    if data.source == "synthetic":
-        print(synthetic_notice(data.name))
-    print(f"\nNext:\n  tensorboard --logdir {args.runs_dir}\n  python visualize.py {run.folder}")
+            print("{folder}: {parameters:,} parameters, {device}, {precision}".format(folder=run.folder, **run.config))
+            try:
+                train(run, model, data.to(run.config["device"]), after_epoch)
+            except TrainingError as error:
+                if alone:
+                    raise
+                print(f"{run.folder}: {error}", file=sys.stderr)
+    return run
+
+
+def work_through(grid, train_one):
+    """Train all settings of grid but those that other processes are training; return their Runs in grid's order.
+
+    The first process waits for the others' runs, and takes them over should they die; the others return None when
+    there is nothing left to take.
+    """
+    runs = [None] * len(grid)
+    first = int(os.environ.get("RANK", 0)) == 0
+    while None in runs:
+        missing = runs.count(None)
+        for number, settings in enumerate(grid):
+            if runs[number] is None:
+                with suppress(LockedError):
+                    runs[number] = train_one(settings)
+        if runs.count(None) == missing:  # other processes train all that is left
+            if not first:
+                return None
+            time.sleep(1)
+    return runs if first else None
+
+
+def print_results(runs, epoch, experiments):
+    """Print an aligned table of test accuracies in percent after an epoch, a row for each setting.
+
+    measured: the mean over seeds; std: their standard deviation; within: whether the reported figure lies within what
+    several seeds span. A column that has nothing to say is left out.
+    """
+    settings = {}
+    for run in runs:
+        settings.setdefault(experiment_name(run.config, with_seed=False), []).append(run)
+    rows = [("setting", "reported", "measured", "difference", "std", "seeds", "within")]
+    for name, group in settings.items():
+        measured = [run.history[epoch - 1]["test_accuracy"] for run in group if run.epoch >= epoch]
+        reported = reported_accuracy({**group[0].config, "epochs": epoch}, experiments)
+        mean = f"{statistics.fmean(measured):.2f}" if measured else "diverged"
+        difference = f"{statistics.fmean(measured) - reported:+.2f}" if measured and reported else ""
+        row = [name, f"{reported:.2f}" if reported else "", mean, difference]
+        if len(measured) > 1:
+            within = "yes" if reported and min(measured) <= reported <= max(measured) else "no"
+            row += [f"{statistics.stdev(measured):.2f}", str(len(measured)), within if reported else ""]
+        rows.append(row + [""] * (len(rows[0]) - len(row)))
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    print(f"\ntest accuracy in % after epoch {epoch}")
+    for name, *figures in zip(*columns, strict=True):
+        aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
+        print("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -688,12 +861,13 @@ def experiment_parser(description, lr, batch_size):
     """Return the parser of the flags that both training scripts share; lr and batch_size are the defaults."""
     parser = ArgumentParser(description)
     flag = parser.add_argument
-    flag("--optimizer", choices=("adam", "sgd"), default="adam", help="default: adam")
-    flag("--lr", type=positive_number, default=lr, help=f"learning rate; default: {lr:g}")
-    flag("--momentum", type=momentum, default=0.0, help="momentum of SGD; default: 0")
+    flag("--optimizer", nargs="+", choices=("adam", "sgd"), default=["adam"], help="default: adam")
+    flag("--lr", nargs="+", type=positive_number, default=[lr], help=f"learning rate; default: {lr:g}")
+    flag("--momentum", nargs="+", type=momentum, default=[0.0], help="momentum of SGD; default: 0")
     flag("--epochs", type=whole_number(1, 999), default=10, help="default: 10")
-    flag("--batch-size", type=whole_number(1, 60_000), default=batch_size, help=f"default: {batch_size}")
-    flag("--seed", type=whole_number(0, 2**31 - 1), default=0, help="default: 0")
+    sizes = whole_number(1, 60_000)
+    flag("--batch-size", nargs="+", type=sizes, default=[batch_size], help=f"default: {batch_size}")
+    flag("--seed", nargs="+", type=whole_number(0, 2**31 - 1), default=[0], help="default: 0")
     real_first = "auto: the real set if it is there or can be downloaded, else the embedded one; default: auto"
     flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=real_first)
     flag("--data-dir", default="data", help="where the real sets lie or are downloaded to; default: data")
@@ -701,14 +875,21 @@ def experiment_parser(description, lr, batch_size):
     flag("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     native_bf16 = "auto: bf16 where it pays and the hardware multiplies it natively, else fp32; default: auto"
     flag("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=native_bf16)
+    flag("--report", action="store_true", help="run the reference report's experiments, for each --seed")
     flag("--fresh", action="store_true", help="start over instead of continuing the run's folder")
     return parser
 
 
-def parse_experiment(parser):
+def parse_experiments(parser, names):
+    """Return the parsed command line; names: of the settings that define an experiment."""
     args = parser.parse_args()
-    if args.momentum and args.optimizer != "sgd":
-        parser.error(f"argument --momentum: {args.momentum:g} needs --optimizer sgd, not {args.optimizer}")
+    if any(args.momentum) and "sgd" not in args.optimizer:
+        parser.error(f"argument --momentum: {max(args.momentum):g} needs --optimizer sgd")
+    changed = [name for name in names if name != "seed" and getattr(args, name) != parser.get_default(name)]
+    if args.report and changed:
+        parser.error(f"argument --report: brings its own settings; leave out --{changed[0].replace('_', '-')}")
+    if args.fresh and processes() > 1:
+        parser.error("argument --fresh: several processes cannot start over together; delete the run folders instead")
     return args
 
 
@@ -746,16 +927,30 @@ def resolve_config(script, args, settings, data_source):
         "data_dir": str(args.data_dir),
         "device": device,
         "precision": precision,
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "threads": args.threads,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": version("torchvision"),
+        },
+        "commit": git_commit(),
     }
 
 
-def run_folder(runs_dir, config):
-    """Return runs_dir/script/name, the name made from the settings that define the experiment."""
+def git_commit():
+    """Return the commit that this code stands at, with '-dirty' behind it if changed; None outside a repository."""
+    command = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    with suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def experiment_name(config, with_seed=True):
+    """Return the name made from the settings that define an experiment, the data source first when it is not real."""
     units = {"lr": "lr", "momentum": "momentum", "hidden_size": "hidden", "batch_size": "batch", "seed": "seed"}
-    skipped = "momentum" if config["optimizer"] == "adam" else None
-    parts = [f"{units.get(key, '')}{config[key]}" for key in config["defining"] if key != skipped]
-    if config["data_source"] == "synthetic":
-        parts.insert(0, "synthetic")
-    return Path(runs_dir, config["script"], "_".join(parts))
+    skipped = {"momentum" if config["optimizer"] == "adam" else None, None if with_seed else "seed"}
+    parts = [f"{units.get(key, '')}{config[key]}" for key in config["defining"] if key not in skipped]
+    return "_".join(["synthetic"] * (config["data_source"] == "synthetic") + parts)
+
+
+def run_folder(runs_dir, config):
+    return Path(runs_dir, config["script"], experiment_name(config))

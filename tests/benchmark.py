@@ -1,7 +1,7 @@
 """Time the suite against the usual pipeline, in turn on the same real data, and print medians and ratios.
 
     python tests/benchmark.py                  everything, about fifteen minutes on two cores
-    python tests/benchmark.py cnn rnn          only these: cnn rnn start memory figures logging
+    python tests/benchmark.py cnn rnn          only these: cnn rnn report start memory figures logging
     python tests/benchmark.py --repeats 5      medians of five; default: 3
 
 The usual pipeline: torchvision's transforms on one PIL image after the other, a DataLoader (two workers for CIFAR-10,
@@ -44,10 +44,10 @@ ROOT = Path(utils.__file__).parent
 class UsualReader(nn.Module):
     """The row-reading network as most would write it."""
 
-    def __init__(self, cell):
+    def __init__(self, cell, hidden_size=30):
         super().__init__()
-        self.recurrent = cell(28, 30, num_layers=2, batch_first=True)
-        self.fc = nn.Linear(30, 10)
+        self.recurrent = cell(28, hidden_size, num_layers=2, batch_first=True)
+        self.fc = nn.Linear(hidden_size, 10)
 
     def forward(self, inputs):
         outputs, _ = self.recurrent(inputs.squeeze(1))
@@ -125,17 +125,33 @@ def cnn(repeats):
         print(f"| suite, {precision} | {seconds[precision]:.1f} | {ratio:.2f} | {share:.0f} % |")
 
 
-def rnn(repeats):
+def usual_digits():
     normalise = transforms.Normalize((utils.MNIST_MEAN,), (utils.MNIST_STD,))
-    images = datasets.MNIST(ROOT / "data", train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
-    print(
-        "| 30 hidden units, an epoch of MNIST | usual, seconds | suite, seconds | times as fast |\n|---|---:|---:|---:|"
-    )
+    return datasets.MNIST(ROOT / "data", train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
+
+
+def rnn(repeats):
+    images = usual_digits()
+    print("| 30 hidden units, an epoch of MNIST | usual, s | suite, s | times as fast |\n|---|---:|---:|---:|")
     for name, cell in rnn_mnist.CELLS.items():
         usual = usual_epochs(images, 64, 0, UsualReader(cell), 1e-3)
         seconds = in_turn(repeats, {"usual": usual, "suite": suite_epochs("rnn_mnist.py", "--cell", name)})
         ratio = seconds["usual"] / seconds["suite"]
         print(f"| {name.upper()} | {seconds['usual']:.1f} | {seconds['suite']:.1f} | {ratio:.2f} |")
+
+
+def report(repeats):
+    """Time rnn_mnist.py --report under torchrun, once, and the same experiments one after the other as usual."""
+    images, usual = usual_digits(), 0
+    for row in rnn_mnist.EXPERIMENTS:
+        model = UsualReader(rnn_mnist.CELLS[row.settings["cell"]], row.settings["hidden_size"])
+        usual += utils.REPORT_EPOCHS * next(usual_epochs(images, 64, 0, model, row.settings["lr"]))
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ("rnn_mnist.py", "--report", "--data", "real", "--runs-dir", folder)
+        suite, _ = run_script("-m", "torch.distributed.run", "--nproc-per-node=2", *flags)
+    print("| rnn_mnist.py --report, one seed | minutes |\n|---|---:|")
+    print(f"| usual pipeline, one after the other, from one epoch of each | {usual / 60:.1f} |")
+    print(f"| torchrun with two processes | {suite / 60:.1f} |\n| times as fast | {usual / suite:.2f} |")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,7 +260,7 @@ def logging(repeats):
     )
 
 
-MEASUREMENTS = {function.__name__: function for function in (cnn, rnn, start, memory, figures, logging)}
+MEASUREMENTS = {function.__name__: function for function in (cnn, rnn, report, start, memory, figures, logging)}
 
 
 def main():

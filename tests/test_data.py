@@ -7,6 +7,8 @@ import shutil
 import socket
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -126,6 +128,25 @@ def test_a_server_that_does_not_answer_is_given_up(name, tmp_path, capsys):
         utils.load_data(name, "real", tmp_path)
     assert utils.load_data(name, "auto", tmp_path).source == "synthetic"
     assert "cannot be downloaded" in capsys.readouterr().out
+
+
+def test_one_process_downloads_and_all_that_wait_agree(tmp_path, monkeypatch):
+    """Threads stand in for processes: the lock is of the file, not of the process."""
+    attempts = []
+
+    def fail_slowly(dataset_class, data_dir):
+        attempts.append(dataset_class)
+        time.sleep(0.5)
+        raise ConnectionError("the server is down")
+
+    monkeypatch.setattr(utils, "_download", fail_slowly)
+    with ThreadPoolExecutor(3) as pool:
+        sets = list(pool.map(lambda _: utils.load_data("mnist", "auto", tmp_path), range(3)))
+    assert [data.source for data in sets] == ["synthetic"] * 3
+    assert len(attempts) == 1
+    monkeypatch.setattr(utils, "STARTED", time.time() + 1)  # a later command tries again
+    utils.load_data("mnist", "auto", tmp_path)
+    assert len(attempts) == 2
 
 
 @pytest.mark.parametrize(("make", "size"), [(utils.synthetic_pictures, 32), (utils.synthetic_digits, 28)])

@@ -178,7 +178,7 @@ def test_hyperparameters_stand_in_the_run_itself(run, request):
 
 def train_tiny(folder, data, epochs=2, **changes):
     """Train a small GRU in this process; return its metrics but seconds, and its weights."""
-    args = SimpleNamespace(device="cpu", precision="fp32", epochs=epochs, data_dir="data")
+    args = SimpleNamespace(device="cpu", precision="fp32", epochs=epochs, data_dir="data", threads=2)
     settings = {"dataset": "mnist", "cell": "gru", "hidden_size": 8, "optimizer": "adam", "lr": 1e-2, "momentum": 0.0}
     settings.update({"batch_size": 64, "seed": 0, **changes})
     config = utils.resolve_config("rnn_mnist", args, settings, data.source)
