@@ -28,7 +28,7 @@ import visualize
         (cnn_cifar10, "--lr nan", "'nan' is not a number above 0"),
         (cnn_cifar10, "--lr inf", "'inf' is not a number above 0"),
         (cnn_cifar10, "--lr fast", "'fast' is not a number above 0"),
-        (cnn_cifar10, "--lr", "expected one argument"),
+        (cnn_cifar10, "--lr", "expected at least one argument"),
         (cnn_cifar10, "--epochs 0", "'0' is not a whole number from 1"),
         (cnn_cifar10, "--epochs 1.5", "'1.5' is not a whole number from 1"),
         (cnn_cifar10, "--batch-size -8", "'-8' is not a whole number from 1"),
