@@ -41,8 +41,12 @@ class LeNet5(Classifier):
         # Pooling before ReLU is the same function as after it, and leaves ReLU a quarter of the work.
         maps = F.relu(F.max_pool2d(self.conv1(inputs), 2))
         maps = F.relu(F.max_pool2d(self.conv2(maps), 2))
+        return self.fc2(self.hidden(maps))
+
+    def hidden(self, maps):
+        """Turn the second pooling's maps (N, 64, H / 4, W / 4) into fc1's activations after ReLU (N, 1024)."""
         features = maps.movedim(1, -1).flatten(1)  # channels last, as the maps lie in memory: nothing is copied
-        return self.fc2(F.relu(self.fc1(features)))
+        return F.relu(self.fc1(features))
 
     def activations(self, inputs):
         """Return both convolution layers' activations after ReLU: (N, 32, H, W) and (N, 64, H / 2, W / 2)."""

@@ -486,22 +486,27 @@ def save_tensors(path, tensors):
     write_atomically(path, content.getbuffer())
 
 
-def load_checkpoint(folder):
-    """Return a run's checkpoint: config, history, model and optimizer state, tensors on the CPU.
+def load_tensors(path, keys=()):
+    """Return the dict that save_tensors wrote, its tensors on the CPU; no code in the file is run.
 
-    Raises InputError when there is none, or when the file is truncated or not one of this project's.
+    Raises InputError when the file is truncated, is not one of this project's, or lacks one of the keys.
     """
+    content = io.BytesIO(Path(path).read_bytes())
+    try:
+        tensors = torch.load(content, map_location="cpu", weights_only=True)
+        if tensors.keys() >= set(keys):
+            return tensors
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError, OSError):
+        pass
+    raise InputError(f"{path} is damaged or not a file of this project; run its training again with --fresh")
+
+
+def load_checkpoint(folder):
+    """Return a run's checkpoint: config, history, model and optimizer state, as load_tensors does."""
     path = Path(folder) / "checkpoint.pt"
     if not path.is_file():
         raise InputError(f"{folder} holds no checkpoint.pt; train the run first, or name a run folder below runs/")
-    content = io.BytesIO(path.read_bytes())
-    try:
-        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
-        if {"config", "history", "model", "optimizer"} <= checkpoint.keys():
-            return checkpoint
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError, OSError):
-        pass
-    raise InputError(f"{path} is damaged or not a checkpoint of this project; run its training again with --fresh")
+    return load_tensors(path, keys=("config", "history", "model", "optimizer"))
 
 
 def restore(checkpoint, model, optimizer=None):

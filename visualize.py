@@ -7,17 +7,23 @@
 Figures of any run: curves, confusion, examples; of a convolutional network also: filters, activations.
 """
 
+import copy
 import csv
 import io
+import itertools
 import math
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from tqdm import tqdm
 
 import cnn_cifar10
 import rnn_mnist
@@ -26,8 +32,10 @@ from utils import (
     REPORT_EPOCHS,
     ArgumentParser,
     InputError,
+    autocast,
     load_checkpoint,
     load_data,
+    load_tensors,
     predict,
     read_config,
     read_metrics,
@@ -47,6 +55,10 @@ STYLE = {
     "legend.frameon": False,
 }
 WIDTH = 8  # inches, of every figure
+GRAY = matplotlib.colormaps["gray"].with_extremes(bad="#dfe8f2")  # what is no pixel of an image is tinted
+
+
+load_once = cache(load_data)
 
 
 class FinishedRun:
@@ -96,10 +108,23 @@ class FinishedRun:
         restore(load_checkpoint(self.folder), model)
         return model
 
+    def untrained_model(self):
+        """The network at its initialisation, rebuilt from the run's seed."""
+        torch.manual_seed(self.config["seed"])
+        return SCRIPTS[self.config["script"]].build_model(self.config)
+
+    def snapshot(self, epoch):
+        """A network with the convolution weights that stood after an epoch; its other weights are without meaning."""
+        model = self.untrained_model()
+        restore(
+            {"model": model.state_dict() | load_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt")}, model
+        )
+        return model
+
     @cached_property
     def data(self):
         config = self.config
-        return load_data(config["dataset"], config["data_source"], config["data_dir"])
+        return load_once(config["dataset"], config["data_source"], config["data_dir"])
 
     @cached_property
     def probabilities(self):
@@ -180,22 +205,31 @@ def confusion(run, output_dir):
     save_figure(figure, output_dir / "confusion.png")
 
 
-def draw_mosaic(axes, images, titles, columns, gap, **scale):
-    """Draw images (N, H, W) in gray on one axes, each below its title, pixel by pixel.
+def tile(images, columns, gap):
+    """Lay images (N, H, W) out row by row; gap: empty pixels between (rows, columns).
 
-    gap: empty pixels between (rows, columns); scale: vmin and vmax. Returns matplotlib's image and where the images
-    begin, in pixels: the rows' tops and the columns' left edges.
+    Returns one image with NaN in the gaps, and where the images begin: the rows' tops and the columns' left edges.
     """
     height, width = images.shape[1:]
     tops = [row * (height + gap[0]) for row in range(math.ceil(len(images) / columns))]
     lefts = [column * (width + gap[1]) for column in range(columns)]
     mosaic = np.full((tops[-1] + height, lefts[-1] + width), np.nan)
-    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
-        top, left = tops[number // columns], lefts[number % columns]
+    for image, (top, left) in zip(images, itertools.product(tops, lefts), strict=False):
         mosaic[top : top + height, left : left + width] = image
-        axes.text(left + width / 2 - 0.5, top - 0.6, title, ha="center", va="bottom", fontsize=7)
+    return mosaic, tops, lefts
+
+
+def draw_mosaic(axes, images, titles, columns, gap, **scale):
+    """Draw images (N, H, W) in gray on one axes as tile lays them out, each below its title, pixel by pixel.
+
+    scale: vmin and vmax. Returns matplotlib's image and where the images begin, as tile does.
+    """
+    mosaic, tops, lefts = tile(images, columns, gap)
+    for title, (top, left) in zip(titles, itertools.product(tops, lefts), strict=False):
+        axes.text(left + images.shape[2] / 2 - 0.5, top - 0.6, title, ha="center", va="bottom", fontsize=7)
     axes.set_frame_on(False)
-    return axes.imshow(mosaic, cmap="gray", interpolation="nearest", **scale), tops, lefts
+    axes.set_anchor("N")
+    return axes.imshow(mosaic, cmap=GRAY, interpolation="nearest", **scale), tops, lefts
 
 
 def examples(run, output_dir, rows=2):
@@ -316,6 +350,680 @@ def save_activations_table(statistics, path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The deconvolutional network of Zeiler & Fergus (2013), arXiv:1311.2901, section 2.1
+# ---------------------------------------------------------------------------------------------------------------------
+
+LAYERS = ("conv1", "pool1", "conv2", "pool2")
+CONVOLUTIONS = ("conv1", "conv2")
+POOL = 2  # height, width and stride of a pooling window
+
+
+def maps_and_switches(model, inputs):
+    """Return the rectified maps (N, C, H, W) of each of LAYERS, and each pooling's switches: where its maxima stood.
+
+    inputs: float32 (N, 1, H, W). ReLU comes before pooling here, as in the paper, whatever order training uses.
+    """
+    maps, switches = model.activations(inputs), {}
+    for number in (1, 2):
+        pool = f"pool{number}"
+        maps[pool], switches[pool] = F.max_pool2d(maps[f"conv{number}"], POOL, return_indices=True)
+    return maps, switches
+
+
+def project_back(model, layer, maps, switches):
+    """Project activations (N, C, H, W) of one of LAYERS back to pixels, float32 (N, 1, H, W), as in section 2.1.
+
+    Layer by layer: unpool with the switches, rectify, filter with the transposed kernels; no biases anywhere, and
+    the pixels are not rectified.
+    """
+    for name in reversed(LAYERS[: LAYERS.index(layer) + 1]):
+        if name in switches:
+            maps = F.max_unpool2d(maps, switches[name], POOL)
+        else:
+            convolution = getattr(model, name)
+            maps = F.conv_transpose2d(F.relu(maps), convolution.weight, padding=convolution.padding)
+    return maps
+
+
+def strongest_alone(maps, feature_maps):
+    """Return maps (N, C, H, W) with one value kept an image: the strongest of its map in feature_maps, int64 (N,)."""
+    images, kept = torch.arange(len(maps)), torch.zeros(maps.shape)
+    strengths, positions = maps[images, feature_maps].flatten(1).max(1)
+    kept.flatten(2)[images, feature_maps, positions] = strengths
+    return kept
+
+
+@torch.inference_mode()
+def deconvolve(model, inputs, layer, feature_maps):
+    """Show what excites a feature map most: project its strongest activation back to pixels (section 2.1).
+
+    inputs: float32 (N, 1, H, W); layer: one of LAYERS; feature_maps: int64 (N,), one an image.
+    Returns float32 (N, 1, H, W).
+    """
+    maps, switches = maps_and_switches(model, inputs)
+    return project_back(model, layer, strongest_alone(maps[layer], feature_maps), switches)
+
+
+class Exciting(NamedTuple):
+    """The images that excite each feature map of a layer most, strongest first, each (count, C).
+
+    strengths: float32 activations; images: int64 numbers; positions: int64, row * width + column in the map.
+    """
+
+    strengths: torch.Tensor
+    images: torch.Tensor
+    positions: torch.Tensor
+
+
+@torch.inference_mode()
+def most_exciting(model, images, count=9, batch_size=250):
+    """Return for both convolution layers the Exciting ones of uint8 images (N, H, W), found in one pass over them."""
+    collected = {}
+    for batch in images.split(batch_size):
+        for layer, maps in model.activations(model.prepare(batch)).items():
+            strongest = F.max_pool2d(maps, maps.shape[2:], return_indices=True)
+            collected.setdefault(layer, []).append([values.flatten(1) for values in strongest])
+    found = {}
+    for layer, batches in collected.items():
+        strengths, positions = (torch.cat(parts) for parts in zip(*batches, strict=True))  # each (N, C)
+        strengths, numbers = strengths.topk(count, dim=0)
+        found[layer] = Exciting(strengths, numbers, positions.gather(0, numbers))
+    return found
+
+
+def receptive_field(model, layer):
+    """Return (size, stride, offset) in pixels: unit i of the layer sees the pixels from offset + stride * i on."""
+    size, stride, offset = 1, 1, 0
+    for name in LAYERS[: LAYERS.index(layer) + 1]:
+        if hasattr(model, name):
+            convolution = getattr(model, name)
+            kernel, step, padding = convolution.kernel_size[0], convolution.stride[0], convolution.padding[0]
+        else:
+            kernel, step, padding = POOL, POOL, 0
+        offset -= padding * stride
+        size += (kernel - 1) * stride
+        stride *= step
+    return size, stride, offset
+
+
+def cut_patches(model, layer, images, positions):
+    """Cut the receptive field of a unit out of each image (N, H, W): float32 (N, size, size), NaN outside the image.
+
+    positions: int64 (N,), the units, row * width + column in a map of the layer.
+    """
+    size, stride, offset = receptive_field(model, layer)
+    padded = F.pad(images.float(), (size,) * 4, value=math.nan)
+    width = images.shape[2] // stride
+    corners = [(size + offset + stride * int(p // width), size + offset + stride * int(p % width)) for p in positions]
+    pairs = zip(padded, corners, strict=True)
+    return torch.stack([image[top : top + size, left : left + size] for image, (top, left) in pairs])
+
+
+def exciting_patches(model, layer, images, exciting, feature_maps):
+    """Return the reconstructions from the images that excite some feature maps most, and these images' patches.
+
+    feature_maps: int64 (M,). Both float32 (M, count, size, size), cut to the units' receptive fields.
+    """
+    chosen = [values[:, feature_maps].T.flatten() for values in (exciting.images, exciting.positions)]
+    images, positions = images[chosen[0]], chosen[1]
+    repeated = feature_maps.repeat_interleave(len(exciting.images))
+    reconstructions = deconvolve(model, model.prepare(images), layer, repeated).squeeze(1)
+    patches = [cut_patches(model, layer, pictures, positions) for pictures in (reconstructions, images)]
+    return [cut.unflatten(0, (len(feature_maps), -1)) for cut in patches]
+
+
+def scaled(images):
+    """Divide each of the images (..., H, W) by its largest absolute value, NaN aside: black is -1, white 1."""
+    return images / images.nan_to_num().abs().amax((-2, -1), keepdim=True).clamp(min=1e-12)
+
+
+def draw_pairs(reconstructions, patches, titles, columns=4):
+    """Draw each feature map's reconstructions, on a scale of their own, beside the patches, both (M, 9, size, size)."""
+    blocks, gray = [], scaled(reconstructions.flatten(1, 2)).view_as(reconstructions)
+    for pair in zip(0.5 + 0.5 * gray, patches / 255, strict=True):
+        left, right = (tile(pictures.numpy(), columns=3, gap=(1, 1))[0] for pictures in pair)
+        blocks.append(np.hstack([left, np.full((len(left), 2), np.nan), right]))
+    height, width = blocks[0].shape
+    gap = (max(5, height // 5), max(3, width // 20))
+    inches = len(blocks) / columns * (height + gap[0]) * WIDTH / (columns * (width + gap[1]))
+    figure = Figure(figsize=(WIDTH, inches + 0.9))
+    axes = figure.subplots()
+    draw_mosaic(axes, np.stack(blocks), titles, columns, gap, vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    scales = "left: reconstructions, black to white from -m to m, m the map's largest value; right: patches, 0 to 255"
+    axes.set_xlabel(scales, fontsize=8)
+    return figure
+
+
+def deconv(run, output_dir, maps_a_figure=32):
+    """Draw, as in Fig. 2, each feature map's nine most exciting test images: reconstructions beside patches."""
+    images = run.data.test_images
+    for layer, exciting in most_exciting(run.model, images).items():
+        for maps in torch.arange(exciting.images.shape[1]).split(maps_a_figure):
+            pairs = exciting_patches(run.model, layer, images, exciting, maps)
+            figure = draw_pairs(*pairs, [f"{layer}, map {number}" for number in maps])
+            figure.suptitle(f"What excites the feature maps of {layer} most, nine test images each\n{run.title}")
+            save_figure(figure, output_dir / f"deconv_{layer}_{maps[0]}-{maps[-1]}.png")
+
+
+EVOLUTION_EPOCHS = (0, 1, 2, 5, 10)
+
+
+def evolving_patches(models, images, maps):
+    """Return each model's strongest reconstruction of some feature maps: the best image is sought anew for each model.
+
+    images: uint8 (N, H, W); maps: int64 (M,) by layer. Returns by layer the reconstructions, float32
+    (M, models, size, size) cut to the receptive field, and the strengths, float32 (M, models).
+    """
+    found = {layer: [] for layer in maps}
+    for model in models:
+        for layer, exciting in most_exciting(model, images, count=1).items():
+            reconstructions, _ = exciting_patches(model, layer, images, exciting, maps[layer])
+            found[layer].append((reconstructions[:, 0], exciting.strengths[0, maps[layer]]))
+    return {layer: [torch.stack(parts, 1) for parts in zip(*pairs, strict=True)] for layer, pairs in found.items()}
+
+
+def evolution(run, output_dir, count=8):
+    """Draw, as in Fig. 4, the strongest reconstruction of some feature maps of each layer after several epochs."""
+    epochs = [epoch for epoch in EVOLUTION_EPOCHS if epoch <= len(run.metrics)]
+    maps = {
+        layer: torch.linspace(0, getattr(run.model, layer).out_channels - 1, count).long() for layer in CONVOLUTIONS
+    }
+    evolved = evolving_patches([run.snapshot(epoch) for epoch in epochs], run.data.test_images, maps)
+    figure = Figure(figsize=(WIDTH, 6.9))
+    for axes, (layer, (pictures, strengths)) in zip(figure.subplots(1, 2), evolved.items(), strict=True):
+        pictures, size = scaled(pictures.flatten(0, 1)), pictures.shape[-1]
+        titles, gap = (
+            [f"{strength:.2g}" for strength in strengths.flatten()],
+            (math.ceil(size / 4), math.ceil(size / 7)),
+        )
+        _, tops, lefts = draw_mosaic(axes, pictures.numpy(), titles, len(epochs), gap, vmin=-1, vmax=1)
+        axes.set_xticks([left + size / 2 - 0.5 for left in lefts], epochs)
+        axes.set_yticks([top + size / 2 - 0.5 for top in tops], [f"map {number}" for number in maps[layer]])
+        axes.tick_params(length=0)
+        axes.set(xlabel="after epoch (0: untrained)", ylabel="feature map")
+        axes.set_title(f"{layer}; above each: the activation", pad=14)
+    figure.suptitle(f"Strongest reconstructions as training goes on, each on its own scale about zero\n{run.title}")
+    save_figure(figure, output_dir / "evolution.png")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Invariance, occlusion and ablation, after Zeiler & Fergus (2013), and Gabor functions
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The amounts of Fig. 5: pixels downwards, times as large, degrees counterclockwise.
+TRANSFORMATIONS = {
+    "vertical shift in pixels": torch.arange(-8.0, 9.0),
+    "scale": torch.linspace(1, 1.8, 17),
+    "rotation in degrees": torch.arange(0.0, 361.0, 15.0),
+}
+
+
+def transform(inputs, kind, amount):
+    """Return inputs (N, 1, H, W) shifted, scaled or turned about their centre; black comes in from outside.
+
+    kind: one of TRANSFORMATIONS; amount: in its unit.
+    """
+    shift, scale, angle = 0.0, 1.0, 0.0
+    if kind == "scale":
+        scale = float(amount)
+    elif kind == "rotation in degrees":
+        angle = math.radians(amount)
+    else:
+        shift = -2 * float(amount) / inputs.shape[2]
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    affine = torch.tensor([[cos, -sin, 0], [sin, cos, shift]]).expand(len(inputs), 2, 3)
+    return F.grid_sample(inputs, F.affine_grid(affine, inputs.shape, align_corners=False), align_corners=False)
+
+
+@torch.inference_mode()
+def sensitivity(model, inputs, labels, kind):
+    """Return how transformed images differ for the network from the untransformed ones (section 4.1).
+
+    inputs: float32 (N, 1, H, W); labels: int64 (N,). Returns three float32 (amounts, N): the Euclidean distances of the
+    first layer's features (pool1) and of the last hidden layer's (fc1), and the true class's probability.
+    """
+
+    def features(inputs):
+        maps, _ = maps_and_switches(model, inputs)
+        hidden = model.hidden(maps["pool2"])
+        return maps["pool1"].flatten(1), hidden, model.fc2(hidden).softmax(1)
+
+    original, rows = features(inputs), []
+    for amount in TRANSFORMATIONS[kind]:
+        *layers, probabilities = features(transform(inputs, kind, amount))
+        distances = [(moved - still).norm(dim=1) for moved, still in zip(layers, original[:2], strict=True)]
+        rows.append(torch.stack([*distances, probabilities.gather(1, labels[:, None])[:, 0]]))
+    return torch.stack(rows, dim=1)
+
+
+def first_right_of_each_class(run):
+    """Return the number of the first test image of each class that is classified right, int64 (at most classes,)."""
+    right = run.probabilities.argmax(1) == run.data.test_labels
+    numbers = [((run.data.test_labels == label) & right).nonzero()[:1, 0] for label in range(len(run.data.classes))]
+    return torch.cat(numbers)
+
+
+def invariance(run, output_dir):
+    """Draw, as in Fig. 5, what shifting, scaling and turning an image of each class does to the network's features."""
+    chosen = first_right_of_each_class(run)
+    inputs, labels = run.model.prepare(run.data.test_images[chosen]), run.data.test_labels[chosen]
+    figure = Figure(figsize=(WIDTH, 7))
+    grid = figure.subplots(3, 4, width_ratios=(1.1, 1, 1, 1))
+    for row, (kind, amounts) in zip(grid, TRANSFORMATIONS.items(), strict=True):
+        shown = amounts[torch.linspace(0, len(amounts) - 1, 9).long()].tolist()
+        pictures = torch.cat([transform(inputs[:1], kind, amount)[:, 0] for amount in shown]).numpy()
+        gap = (pictures.shape[1] // 3, pictures.shape[2] // 8)
+        draw_mosaic(row[0], pictures, [f"{amount:g}" for amount in shown], 3, gap, vmin=0, vmax=1)
+        row[0].set(xticks=[], yticks=[], xlabel=kind)
+        names = ("distance in pool1", "distance in fc1", "p(true class)")
+        for axes, name, values in zip(row[1:], names, sensitivity(run.model, inputs, labels, kind), strict=True):
+            for label, line in zip(labels, values.T, strict=True):
+                colour = distinct_colours(10)[label]
+                axes.plot(amounts, line, linewidth=0.9, color=colour, label=run.data.classes[label])
+            axes.plot(amounts, values.mean(1), color="black", linewidth=2, label="mean")
+            axes.set(xlabel=kind, ylabel=name)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+    figure.legend(*grid[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    figure.suptitle(f"Transformed images: distance of their features from the untransformed ones\n{run.title}")
+    save_figure(figure, output_dir / "invariance.png")
+
+
+def occluded(inputs, size):
+    """Return an image (1, 1, H, W) with a gray square of size x size pixels centred on each pixel, (H * W, 1, H, W)."""
+    height, width = inputs.shape[2:]
+    away = [torch.arange(n)[None] - torch.arange(n)[:, None] + size // 2 for n in (height, width)]  # centre, pixel
+    rows, columns = ((distance >= 0) & (distance < size) for distance in away)
+    hidden = rows[:, None, :, None] & columns[None, :, None, :]
+    return torch.where(hidden.view(-1, 1, height, width), 0.5, inputs)
+
+
+class Occlusion(NamedTuple):
+    """What a square centred on each pixel does, each (H, W).
+
+    probability: float32, of the true class; predicted: int64, the most probable class; activity: float32, the sum of
+    feature_map, the one of conv2 that is the most active without the square.
+    """
+
+    probability: torch.Tensor
+    predicted: torch.Tensor
+    activity: torch.Tensor
+    feature_map: int
+
+
+@torch.inference_mode()
+def occlude(model, inputs, label, size):
+    """Slide a gray square over an image (1, 1, H, W) and return the Occlusion (section 4.2)."""
+    feature_map = model.activations(inputs)["conv2"].sum((0, 2, 3)).argmax()
+    probabilities, activity = [], []
+    for batch in occluded(inputs, size).split(256):
+        maps, _ = maps_and_switches(model, batch)
+        probabilities.append(model.fc2(model.hidden(maps["pool2"])).softmax(1))
+        activity.append(maps["conv2"][:, feature_map].sum((1, 2)))
+    probabilities, shape = torch.cat(probabilities), inputs.shape[2:]
+    found = probabilities[:, label], probabilities.argmax(1), torch.cat(activity)
+    return Occlusion(*(values.view(shape) for values in found), int(feature_map))
+
+
+def occlusion(run, output_dir, size=8, count=5):
+    """Draw, as in Fig. 7, what hiding each part of an image from the network does, for images of five classes."""
+    chosen = first_right_of_each_class(run)[:count].tolist()
+    classes, colours = run.data.classes, matplotlib.colors.ListedColormap(distinct_colours(10))
+    figure = Figure(figsize=(WIDTH, 1.34 * len(chosen) + 0.9))
+    for row, number in zip(figure.subplots(len(chosen), 5, squeeze=False), chosen, strict=True):
+        image, label = run.data.test_images[number], int(run.data.test_labels[number])
+        inputs = run.model.prepare(image[None])
+        found = occlude(run.model, inputs, label, size)
+        reconstruction = deconvolve(run.model, inputs, "conv2", torch.tensor([found.feature_map]))[0, 0]
+        limit = reconstruction.abs().max().item() or 1
+        row[0].imshow(occluded(inputs, size)[image.numel() // 2 + image.shape[1] // 2, 0], cmap="gray", vmin=0, vmax=1)
+        row[1].imshow(reconstruction, cmap="gray", vmin=-limit, vmax=limit)
+        maps = [row[2].imshow(found.activity, cmap="viridis")]
+        maps.append(row[3].imshow(found.probability, cmap="viridis", vmin=0, vmax=1))
+        row[4].imshow(found.predicted, cmap=colours, vmin=-0.5, vmax=9.5)
+        for axes, picture in zip(row[2:4], maps, strict=True):
+            figure.colorbar(picture, ax=axes, fraction=0.046).ax.tick_params(labelsize=6)
+        named = found.predicted.unique().tolist()
+        handles = [matplotlib.patches.Patch(color=colours(name), label=classes[name]) for name in named]
+        row[4].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6, handlelength=1)
+        row[0].set_ylabel(classes[label])
+        heads = [
+            "image, with the square",
+            "reconstruction",
+            "the map's activity",
+            "p(true class)",
+            "most probable class",
+        ]
+        for axes, head in zip(row, heads, strict=True):
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(head if number == chosen[0] else "", fontsize=8)
+        row[1].set_xlabel(f"conv2, map {found.feature_map}", fontsize=7, labelpad=1)
+    figure.suptitle(f"A gray {size} x {size} square hides each part of the image in turn\n{run.title}")
+    save_figure(figure, output_dir / "occlusion.png")
+
+
+@torch.inference_mode()
+def predict_without_maps(model, images, precision, batch_size=500):
+    """Return the predicted classes when one feature map after the other is silenced, set to zero everywhere.
+
+    images: uint8 (N, H, W); precision: of fc1, 'bf16' or 'fp32'. Returns int64 (32, N) for conv1, (64, N) for conv2 and
+    (N,) for None, nothing silenced. What a map adds to the next layer's sums is taken off them.
+    """
+    collected = {"conv1": [], "conv2": [], None: []}
+    for batch in images.split(batch_size):
+        maps, _ = maps_and_switches(model, model.prepare(batch))
+        sums, kernels = model.conv2(maps["pool1"]), model.conv2.weight
+        parts = (F.conv2d(maps["pool1"][:, [k]], kernels[:, [k]], padding=2) for k in range(kernels.shape[1]))
+        with autocast("cpu", precision):
+            pooled = (F.relu(F.max_pool2d(sums - part, POOL)) for part in parts)
+            collected["conv1"].append(torch.stack([model.fc2(model.hidden(each)).argmax(1) for each in pooled]))
+        features = maps["pool2"].movedim(1, -1).flatten(1, 2)  # (N, positions, maps)
+        weights, sums = model.fc1.weight.view(-1, *features.shape[1:]), model.fc1(features.flatten(1))
+        parts = (features[:, :, k] @ weights[:, :, k].T for k in range(features.shape[2]))
+        collected["conv2"].append(torch.stack([model.fc2(F.relu(sums - part)).argmax(1) for part in parts]))
+        collected[None].append(model.fc2(F.relu(sums)).argmax(1))
+    return {layer: torch.cat(pieces, dim=-1) for layer, pieces in collected.items()}
+
+
+@torch.inference_mode()
+def predict_without_layer(model, images, precision, layer):
+    """Return the predicted classes, int64 (N,), when a whole layer ('conv1', 'conv2' or 'fc1') puts out zeros only."""
+    silenced = copy.deepcopy(model)
+    for parameter in getattr(silenced, layer).parameters():
+        parameter.zero_()
+    return predict(silenced, images, precision).argmax(1)
+
+
+def class_accuracies(predicted, labels, classes):
+    """Return the accuracy of each class and, last, of all images in percent, float64 (..., classes + 1).
+
+    predicted: int64 (..., N); labels: int64 (N,).
+    """
+    right = (predicted == labels).double()
+    groups = [labels == label for label in range(classes)] + [labels >= 0]
+    return 100 * torch.stack([right[..., group].mean(-1) for group in groups], dim=-1)
+
+
+def contribution(run, output_dir, strongest=10):
+    """Draw the test accuracy lost when a layer or a feature map is silenced, and by class for the strongest maps.
+
+    Table 3 asks the question by training anew without a layer, this figure by silencing what was trained.
+    """
+    images, labels, names = run.data.test_images, run.data.test_labels, run.data.classes
+    precision = run.config["precision"]
+    maps = predict_without_maps(run.model, images, precision)
+    intact = class_accuracies(maps.pop(None), labels, len(names))
+    lost = {layer: intact - class_accuracies(each, labels, len(names)) for layer, each in maps.items()}
+    figure = Figure(figsize=(WIDTH, 8.4))
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1, 1, 1.7))
+    whole, first = top.subplots(1, 2, width_ratios=(1, 3))
+    layers = ("conv1", "conv2", "fc1")
+    without = torch.stack([predict_without_layer(run.model, images, precision, layer) for layer in layers])
+    bars = whole.bar(layers, (intact - class_accuracies(without, labels, len(names)))[:, -1], color="0.6")
+    whole.bar_label(bars, fmt="%.1f", fontsize=7)
+    whole.set(title="a whole layer", ylabel="points lost")
+    whole.margins(y=0.15)
+    for axes, (layer, losses) in zip((first, middle.subplots()), lost.items(), strict=True):
+        order = losses[:, -1].argsort(descending=True)
+        axes.bar(range(len(order)), losses[order, -1], color="tab:blue" if layer == "conv1" else "tab:orange")
+        axes.set_xticks(range(len(order)), order.tolist(), fontsize=6)
+        axes.set(title=f"one feature map of {layer}", xlabel="feature map, ranked", ylabel="points lost")
+        axes.margins(x=0.01)
+    draw_class_losses(bottom.subplots(), lost, names, strongest)
+    figure.suptitle(
+        f"What layers and feature maps are worth: test accuracy lost when they are silenced, of {intact[-1]:.2f} %\n"
+        f"{run.title}"
+    )
+    save_figure(figure, output_dir / "contribution.png")
+
+
+def draw_class_losses(axes, lost, classes, strongest):
+    """Draw what silencing costs each class, for the feature maps that cost most: a row each, strongest on top."""
+    every = [(float(row[-1]), f"{layer}, map {n}", row) for layer, rows in lost.items() for n, row in enumerate(rows)]
+    chosen = sorted(every, key=lambda entry: entry[0], reverse=True)[:strongest]
+    values = np.stack([row.numpy() for _, _, row in chosen])
+    limit = np.abs(values).max()
+    image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    for row, column in np.ndindex(*values.shape):
+        colour = "white" if abs(values[row, column]) > 0.6 * limit else "black"
+        axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.axvline(len(classes) - 0.5, color="black", linewidth=1)
+    axes.set_xticks(range(len(classes) + 1), [*classes, "all"], fontsize=7)
+    axes.set_yticks(range(len(chosen)), [name for _, name, _ in chosen])
+    axes.set(title=f"the {len(chosen)} strongest feature maps by class", xlabel="true class", ylabel="silenced")
+    axes.figure.colorbar(image, ax=axes, label="accuracy lost in points")
+
+
+GABOR_STARTS = 24  # for each kernel; the best fit counts
+GABOR = {"kernels": str, "feature_map": int, "r2": float, "orientation_degrees": float, "cycles_per_pixel": float}
+
+
+class GaborFit(NamedTuple):
+    """Gabor functions fitted to kernels: fitted, float32 (K, size, size), and for each kernel, float32 (K,):
+
+    r2: the share of its variance that the fit explains; orientation: of the wave, in degrees from 0 to 180
+    counterclockwise from the horizontal; frequency: in cycles a pixel.
+    """
+
+    fitted: torch.Tensor
+    r2: torch.Tensor
+    orientation: torch.Tensor
+    frequency: torch.Tensor
+
+
+def gabor_parameters(free, size):
+    """Turn free numbers (6, ...) into centre x and y, widths s and t, frequency and angle, each within its bounds.
+
+    The centre stays on the kernel, the widths between half a pixel and size, the frequency below half a cycle a pixel.
+    """
+    x, y, s, t, frequency = free[:5].sigmoid()
+    centre, widths = [(share - 0.5) * (size - 1) for share in (x, y)], [0.5 + (size - 0.5) * share for share in (s, t)]
+    return *centre, *widths, 0.5 * frequency, free[5]
+
+
+def gabor_waves(size, centre_x, centre_y, s, t, frequency, angle):
+    """Return exp(-u^2 / 2s^2 - v^2 / 2t^2) times cos and sin of 2 pi frequency u, each (..., size * size).
+
+    u, v: the pixel's distance from the centre along and across the wave, in pixels, y upwards.
+    """
+    steps = torch.arange(size) - (size - 1) / 2
+    x, y = steps.repeat(size) - centre_x, -steps.repeat_interleave(size) - centre_y
+    u, v = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+    envelope, phase = torch.exp(-((u / s) ** 2 + (v / t) ** 2) / 2), 2 * math.pi * frequency * u
+    return envelope * phase.cos(), envelope * phase.sin()
+
+
+def closest_sum(targets, even, odd, ridge=1e-6):
+    """Return the a * even + b * odd that is closest to the targets, all (..., pixels), by linear least squares."""
+    dot = lambda p, q: (p * q).sum(-1, keepdim=True)  # noqa: E731
+    ee, oo, eo = dot(even, even) + ridge, dot(odd, odd) + ridge, dot(even, odd)
+    et, ot = dot(even, targets), dot(odd, targets)
+    return ((oo * et - eo * ot) * even + (ee * ot - eo * et) * odd) / (ee * oo - eo**2)
+
+
+def fit_gabor(kernels, steps=300, seed=0):
+    """Fit a 2-D Gabor function to each kernel, float32 (K, size, size), by least squares; return the GaborFit.
+
+    Adam moves the six parameters of gabor_parameters from GABOR_STARTS starts; amplitude and phase follow linearly.
+    """
+    size, targets = kernels.shape[1], kernels.flatten(1)[:, None]
+    generator = torch.Generator().manual_seed(seed)
+    free = (1.5 * torch.randn(6, len(kernels), GABOR_STARTS, 1, generator=generator)).requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.05, steps)
+    for _ in range(steps):
+        fitted = closest_sum(targets, *gabor_waves(size, *gabor_parameters(free, size)))
+        errors = (fitted - targets).square().sum(-1)
+        optimizer.zero_grad()
+        errors.sum().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        fitted = closest_sum(targets, *gabor_waves(size, *gabor_parameters(free, size)))
+        errors = (fitted - targets).square().sum(-1)
+        every, best = torch.arange(len(kernels)), errors.argmin(1)
+        variation = (targets - targets.mean(-1, keepdim=True)).square().sum(-1)[:, 0]
+        frequency, angle = (values[every, best, 0] for values in gabor_parameters(free, size)[4:])
+    r2 = 1 - errors[every, best] / variation
+    return GaborFit(fitted[every, best].view_as(kernels), r2, torch.rad2deg(angle) % 180, frequency)
+
+
+def gabor_fits(trained, untrained, seed=0):
+    """Return the GaborFit of trained kernels, float32 (K, size, size), of untrained ones and of noise of equal norm."""
+    noise = torch.randn(trained.shape, generator=torch.Generator().manual_seed(seed))
+    noise *= trained.norm(dim=(1, 2), keepdim=True) / noise.norm(dim=(1, 2), keepdim=True)
+    together = fit_gabor(torch.cat([trained, untrained, noise]))
+    parts = zip(*(values.split(len(trained)) for values in together), strict=True)
+    return dict(zip(("trained", "untrained", "noise"), itertools.starmap(GaborFit, parts), strict=True))
+
+
+def gabor(run, output_dir):
+    """Draw each kernel of conv1, the Gabor function closest to it and what is left, and R² beside both null models."""
+    kernels, start = (model.conv1.weight.detach()[:, 0] for model in (run.model, run.untrained_model()))
+    fits = gabor_fits(kernels, start, run.config["seed"])
+    fit, limit = fits["trained"], kernels.abs().max().item()
+    strips = torch.stack([kernels, fit.fitted, kernels - fit.fitted], dim=1)
+    strips = np.stack([tile(strip.numpy(), columns=3, gap=(1, 1))[0] for strip in strips])
+    numbers = zip(fit.r2.tolist(), fit.orientation.tolist(), fit.frequency.tolist(), strict=True)
+    titles = [f"{n}: {r2:.2f}, {angle:.0f}°, {cycles:.2f}" for n, (r2, angle, cycles) in enumerate(numbers)]
+    figure = Figure(figsize=(WIDTH, 5))
+    axes, ranges = figure.subplots(1, 2, width_ratios=(3, 1))
+    draw_mosaic(axes, strips, titles, 4, (3, 3), vmin=-limit, vmax=limit)
+    axes.set(xticks=[], yticks=[], xlabel="kernel, fit, residual; above: number: R², orientation, cycles a pixel")
+    ranges.boxplot([each.r2 for each in fits.values()], tick_labels=list(fits), widths=0.6)
+    for position, each in enumerate(fits.values(), start=1):
+        ranges.plot(np.linspace(position - 0.2, position + 0.2, len(each.r2)), each.r2, ".", markersize=4, alpha=0.6)
+    ranges.set(title="R² of 32 kernels each", xlabel="kernels", ylabel="share of variance explained", ylim=(None, 1))
+    ranges.grid(axis="y", alpha=0.3)
+    figure.suptitle(f"Gabor functions fitted to the kernels of conv1\n{run.title}")
+    save_figure(figure, output_dir / "gabor.png")
+    rows = [
+        (name, number, *(f"{value:.6f}" for value in values))
+        for name, each in fits.items()
+        for number, values in enumerate(zip(*(column.tolist() for column in each[1:]), strict=True))
+    ]
+    write_table(rows, GABOR, output_dir / "gabor.csv")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inside the recurrent networks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gradient_norms(model, inputs, labels):
+    """Return how strongly the loss depends on the top layer's state after each step: 'hidden', for an LSTM also 'cell'.
+
+    inputs: float32 (N, steps, pixels); labels: int64 (N,). Each float32 (steps,): the Euclidean norm of the gradient of
+    an image's loss with respect to the state that the next step reads (after the last one: the output), averaged over
+    images. The rows are fed one at a time, so that every state stands in the graph.
+    """
+    state, states = None, []
+    for row in inputs.split(1, dim=1):
+        _, state = model.recurrent(row, state)
+        states.append(state if isinstance(state, tuple) else (state,))
+    losses = F.cross_entropy(model.fc(states[-1][0][-1]), labels, reduction="none")
+    norms = {}
+    for name, each in zip(("hidden", "cell"), zip(*states, strict=True), strict=False):
+        gradients = torch.autograd.grad(losses.sum(), each, retain_graph=True, materialize_grads=True)
+        norms[name] = torch.stack([gradient[-1].norm(dim=1).mean() for gradient in gradients])
+    return norms
+
+
+def measure_gradients(run, output_dir, images=1000):
+    """Return rows (step, state, norm when untrained, norm when trained), and write them as gradients.csv."""
+    inputs, labels = run.model.prepare(run.data.test_images[:images]), run.data.test_labels[:images]
+    untrained, trained = (gradient_norms(model, inputs, labels) for model in (run.untrained_model(), run.model))
+    rows = [
+        (step, state, *values)
+        for state in trained
+        for step, values in enumerate(zip(untrained[state].tolist(), trained[state].tolist(), strict=True), start=1)
+    ]
+    output_dir.mkdir(exist_ok=True)
+    written = [(step, state, f"{before:.6e}", f"{after:.6e}") for step, state, before, after in rows]
+    write_table(written, GRADIENTS, output_dir / "gradients.csv")
+    return rows
+
+
+GRADIENTS = {"step": int, "state": str, "untrained": float, "trained": float}
+
+
+def draw_gradients(settings):
+    """Draw the gradient norms of gradients.csv over the steps, by label: list of such tables, one a seed.
+
+    Several seeds: their geometric mean, and a band that spans them.
+    """
+    figure = Figure(figsize=(WIDTH, 4.6 + 0.17 * len(settings)))
+    axes = figure.subplots()
+    styles = {
+        ("hidden", "trained"): "-",
+        ("hidden", "untrained"): "--",
+        ("cell", "trained"): "-.",
+        ("cell", "untrained"): ":",
+    }
+    for (label, tables), colour in zip(settings.items(), distinct_colours(len(settings)), strict=True):
+        for (state, when), style in styles.items():
+            lines = [[row[when] for row in table if row["state"] == state] for table in tables]
+            norms = np.where(np.array(lines) > 0, lines, np.nan)  # the last cell state is read by nothing
+            steps = np.arange(1, norms.shape[1] + 1)
+            if len(steps):
+                axes.plot(steps, np.exp(np.log(norms).mean(0)), style, color=colour, linewidth=1.4)
+                axes.fill_between(steps, norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
+        axes.plot([], [], color=colour, label=label)
+    for (state, when), style in styles.items():
+        axes.plot([], [], style, color="black", label=f"{state} state, {when}")
+    axes.set(xlabel="step: rows read", ylabel="norm of the loss gradient, mean over images", yscale="log")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", fontsize=7, ncols=1 if len(settings) > 3 else 2)
+    return figure
+
+
+def gradients(run, output_dir):
+    measure_gradients(run, output_dir)
+    figure = draw_gradients({run.title: [read_table(output_dir / "gradients.csv", GRADIENTS)]})
+    figure.suptitle(f"How far back the loss reaches into the top layer's state\n{run.title}")
+    save_figure(figure, output_dir / "gradients.png")
+
+
+@torch.inference_mode()
+def probabilities_by_row(model, inputs):
+    """Return the class probabilities after each row that is read, float32 (N, steps, classes).
+
+    inputs: float32 (N, steps, pixels). What the last layer makes of the top layer's output after that row.
+    """
+    outputs, _ = model.recurrent(inputs)
+    return model.fc(outputs).softmax(-1)
+
+
+def reading(run, output_dir, count=5):
+    """Draw digits above their class probabilities as row after row is read, and the test accuracy by rows read."""
+    images, labels = run.data.test_images, run.data.test_labels
+    probabilities = torch.cat([probabilities_by_row(run.model, run.model.prepare(part)) for part in images.split(1000)])
+    accuracies = 100 * (probabilities.argmax(2) == labels[:, None]).double().mean(0)
+    chosen = first_right_of_each_class(run)[::2][:count].tolist()
+    figure = Figure(figsize=(WIDTH, 6.4))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(2, 1))
+    for number, (picture, heat) in zip(chosen, top.subplots(2, len(chosen), height_ratios=(1, 1.4)).T, strict=True):
+        steps = (28.5, 0.5)
+        picture.imshow(images[number], cmap="gray", vmin=0, vmax=255, extent=(0.5, 28.5, *steps))
+        picture.set(xticks=[], yticks=[1, 14, 28], title=f"a {run.data.classes[labels[number]]}")
+        extent = (-0.5, 9.5, *steps)
+        shown = heat.imshow(probabilities[number], cmap="viridis", vmin=0, vmax=1, extent=extent, aspect="auto")
+        heat.set(xticks=range(10), yticks=[1, 14, 28], xlabel="class")
+        heat.tick_params(axis="x", labelsize=7)
+        if number == chosen[0]:
+            picture.set_ylabel("row")
+            heat.set_ylabel("rows read")
+    top.colorbar(shown, ax=top.axes, label="probability of the class", shrink=0.6)
+    axes = bottom.subplots()
+    axes.plot(range(1, len(accuracies) + 1), accuracies, marker=".", color="tab:blue")
+    axes.set(xlabel="rows read", ylabel=f"accuracy in % over\n{len(labels):,} test images", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    figure.suptitle(f"What the network answers as it reads, row after row\n{run.title}")
+    save_figure(figure, output_dir / "reading.png")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Several runs compared, by setting
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -415,6 +1123,21 @@ def compare_against(title, settings, output_dir):
         save_figure(figure, output_dir / f"{title}.png")
 
 
+def compare_gradients(settings, output_dir):
+    """Draw the gradient norms of all recurrent runs, measured anew where there is a checkpoint, else as written."""
+    tables = {}
+    for label, runs in settings.items():
+        for run in runs:
+            if not run.is_cnn and (run.folder / "checkpoint.pt").exists():
+                measure_gradients(run, run.folder / "figures")
+        found = [read_table(run.folder / "figures" / "gradients.csv", GRADIENTS) for run in runs]
+        tables |= {label: [table for table in found if table]} if any(found) else {}
+    if tables:
+        figure = draw_gradients(tables)
+        figure.suptitle("How far back the loss reaches into the top layer's state")
+        save_figure(figure, output_dir / "gradients.png")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The reference report's claims
 # ---------------------------------------------------------------------------------------------------------------------
@@ -469,17 +1192,19 @@ class Measured:
         return self.accuracy(script="rnn_mnist", cell=cell, hidden_size=hidden_size, lr=lr, optimizer=optimizer)
 
 
-def comparison(name, these, other, those, verdict=beats):
-    """Return (what was measured in words, the verdict) for two lists of figures in percent, one a seed."""
+def comparison(name, these, other, those, verdict=beats, form=".2f %"):
+    """Return (what was measured in words, the verdict) for two lists of figures, one a seed; form: digits and unit."""
     relation = "against" if verdict is beats else "similar to"
-    return f"{name} {span(these)} {relation} {other} {span(those)}", verdict(these, those)
+    return f"{name} {span(these, form)} {relation} {other} {span(those, form)}", verdict(these, those)
 
 
-def span(figures, unit="%", form=".2f"):
+def span(figures, form):
     if not figures:
-        return "(not run)"
-    low, mean, high = (format(value, form) for value in (min(figures), np.mean(figures), max(figures)))
-    return f"{mean} {unit} ({low} to {high}, {len(figures)} seeds)" if len(figures) > 1 else f"{mean} {unit} (one seed)"
+        return "(not measured)"
+    digits, _, unit = form.partition(" ")
+    low, mean, high = (format(value, digits) for value in (min(figures), np.mean(figures), max(figures)))
+    seeds = f"{low} to {high}, {len(figures)} seeds" if len(figures) > 1 else "one seed"
+    return f"{mean}{' ' * bool(unit)}{unit} ({seeds})"
 
 
 def claim_optimizer(m):
@@ -520,14 +1245,14 @@ def claim_gates(m):
 
 def claim_cost(m):
     lstm, gru = (m.runs(script="rnn_mnist", cell=cell, hidden_size=30) for cell in ("lstm", "gru"))
-    for name, unit, form, measure in (
-        ("parameters", "parameters", ",.0f", lambda run: run.config["parameters"]),
-        ("time", "s an epoch", ".1f", lambda run: np.median([row["seconds"] for row in run.metrics])),
+    for name, form, measure in (
+        ("parameters", ",.0f parameters", lambda run: run.config["parameters"]),
+        ("time", ".1f s an epoch", lambda run: np.median([row["seconds"] for row in run.metrics])),
     ):
         more, less = [measure(run) for run in lstm], [measure(run) for run in gru]
         verdict = beats(more, less)
         surprise = "; on this processor the GRU is the slower one" if name == "time" and verdict == FAILS else ""
-        yield f"{name}: LSTM {span(more, unit, form)} against GRU {span(less, unit, form)}{surprise}", verdict
+        yield f"{name}: LSTM {span(more, form)} against GRU {span(less, form)}{surprise}", verdict
 
 
 def claim_cnn_wins(m):
@@ -535,6 +1260,36 @@ def claim_cnn_wins(m):
     for cell in ("rnn", "gru", "lstm"):
         yield comparison("LeNet-5", cnn, f"{cell.upper()} 30", m.rnn(cell))
     yield comparison("GRU 30", m.rnn("gru"), "LeNet-5", cnn, similar)
+
+
+def claim_gabor(m):
+    runs = m.runs(script="cnn_cifar10", dataset="cifar10", lr=1e-4, optimizer="adam")
+    tables = [table for run in runs if (table := read_table(run.folder / "figures" / "gabor.csv", GABOR))]
+
+    def medians(kernels):
+        return [np.median([row["r2"] for row in table if row["kernels"] == kernels]) for table in tables]
+
+    for other in ("untrained", "noise"):
+        yield comparison("median R² of the trained kernels", medians("trained"), other, medians(other), form=".3f")
+
+
+def claim_gradients(m):
+    def reaches(cell, when):
+        runs = m.runs(script="rnn_mnist", cell=cell, hidden_size=30)
+        tables = [read_table(run.folder / "figures" / "gradients.csv", GRADIENTS) for run in runs]
+        return [reach(table, when) for table in tables if table]
+
+    for when in ("untrained", "trained"):
+        for cell in ("gru", "lstm"):
+            words = f"{when} {cell.upper()}: the share of the last step's gradient norm left at the first"
+            yield comparison(words, reaches(cell, when), f"{when} RNN", reaches("rnn", when), form=".2g")
+
+
+def reach(table, when):
+    """Return the gradient norm at the first step, of an LSTM's two states the larger, over the last hidden state's."""
+    last = max(row["step"] for row in table)
+    first = max(row[when] for row in table if row["step"] == 1)
+    return first / next(row[when] for row in table if row["step"] == last and row["state"] == "hidden")
 
 
 CLAIMS = {
@@ -546,6 +1301,8 @@ CLAIMS = {
     "GRU and LSTM beat the plain RNN.": claim_gates,
     "The LSTM costs more than the GRU.": claim_cost,
     "On MNIST the CNN beats all three, the GRU nearly its equal.": claim_cnn_wins,
+    "The CNN's first kernels resemble Gabor filters, better than untrained ones and noise do.": claim_gabor,
+    "Gradients reach further back in the gated cells.": claim_gradients,
 }
 
 
@@ -571,12 +1328,15 @@ def claims(settings, output_dir):
 # Command line
 # ---------------------------------------------------------------------------------------------------------------------
 
-FIGURES = {function.__name__: function for function in (curves, confusion, examples, filters, activations)}
-CNN_FIGURES = {"filters", "activations"}
+ANY = (curves, confusion, examples)
+CNN = (filters, activations, deconv, evolution, invariance, occlusion, contribution, gabor)
+RNN = (gradients, reading)
+FIGURES = {function.__name__: function for function in (*ANY, *CNN, *RNN)}
 COMPARISONS = {
     "results": results,
     "curves": compare_curves,
     **{title: partial(compare_against, title) for title in COMPARED_SETTINGS},
+    "gradients": compare_gradients,
     "claims": claims,
 }
 
@@ -584,13 +1344,30 @@ COMPARISONS = {
 def save_figure(figure, path):
     content = io.BytesIO()
     figure.savefig(content, format="png")
+    palette = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)  # a third of the bytes
+    content = io.BytesIO()
+    palette.save(content, format="png", optimize=True)
     write_atomically(path, content.getvalue())
-    print(path)
+    tqdm.write(str(path))
 
 
 def save_text(text, path):
     write_atomically(path, text.encode())
-    print(path)
+    tqdm.write(str(path))
+
+
+def read_table(path, columns):
+    """Return a table that write_table wrote as a list of dict, empty where there is none; raises InputError if damaged.
+
+    columns: the type by name.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with open(path, newline="") as file:
+            return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
+    except (KeyError, ValueError, TypeError):
+        raise InputError(f"{path} is damaged; delete it, or write it anew with --figures {path.stem}") from None
 
 
 def write_table(rows, columns, path):
@@ -601,18 +1378,20 @@ def write_table(rows, columns, path):
 
 def visualize_run(run, names, output_dir):
     """Draw a run's figures, by default all that its kind of network has."""
+    kind, script = (CNN, "cnn_cifar10.py") if run.is_cnn else (RNN, "rnn_mnist.py")
+    fitting = [function.__name__ for function in ANY + kind]
     for name in names or []:
         if name not in FIGURES:
             raise InputError(f"the figure {name} compares several runs; name more of them, or a folder of runs")
-        if name in CNN_FIGURES and not run.is_cnn:
-            raise InputError(f"the figure {name} needs a run of cnn_cifar10.py, and {run.folder} is not one")
+        if name not in fitting:
+            raise InputError(f"{run.folder} is a run of {script} and has no figure {name}; it has {', '.join(fitting)}")
     if run.config["data_source"] == "synthetic":
         print(synthetic_notice(run.config["dataset"]))
-    chosen = names or [name for name in FIGURES if run.is_cnn or name not in CNN_FIGURES]
-    if set(chosen) != {"curves"}:
+    chosen = dict.fromkeys(names or fitting)
+    if chosen.keys() != {"curves"}:
         run.model  # noqa: B018, an unusable checkpoint is told before the first figure
     output_dir.mkdir(parents=True, exist_ok=True)
-    for name in dict.fromkeys(chosen):
+    for name in tqdm(chosen, unit="figure", leave=False, disable=None):
         FIGURES[name](run, output_dir)
 
 
@@ -623,7 +1402,7 @@ def compare_runs(runs, names, output_dir):
         raise InputError(f"the figure {unfit[0]} takes a single run; several are compared by {', '.join(COMPARISONS)}")
     settings = group_by_setting(runs)
     output_dir.mkdir(parents=True, exist_ok=True)
-    for name in dict.fromkeys(names or COMPARISONS):
+    for name in tqdm(dict.fromkeys(names or COMPARISONS), unit="figure", leave=False, disable=None):
         COMPARISONS[name](settings, output_dir)
 
 

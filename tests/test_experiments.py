@@ -248,13 +248,39 @@ def verdicts(folder):
 def test_claims_follow_from_the_runs(call, tmp_path):
     invent_runs(tmp_path / "a", as_reported)
     call(visualize, tmp_path / "a")
-    assert verdicts(tmp_path / "a") == ["holds"] * 6 + ["undecided", "holds"], "costs are the same in the invented runs"
+    assert verdicts(tmp_path / "a") == ["holds"] * 6 + ["undecided", "holds"] + ["undecided"] * 2, (
+        "equal costs, no figures/"
+    )
     invent_runs(tmp_path / "b", lambda settings, seed: 100 - as_reported(settings, seed))
     call(visualize, tmp_path / "b")
     assert verdicts(tmp_path / "b")[:4] == ["does not hold"] * 4
     invent_runs(tmp_path / "c", as_reported, seeds=(0, 1))
     call(visualize, tmp_path / "c")
-    assert verdicts(tmp_path / "c") == ["undecided"] * 8, "two seeds decide nothing"
+    assert verdicts(tmp_path / "c") == ["undecided"] * 10, "two seeds decide nothing"
+
+
+def test_claims_about_the_insides_follow_from_the_tables_in_the_runs_figures(tmp_path):
+    invent_runs(tmp_path, as_reported)
+    reach = {"rnn": 1e-3, "gru": 1e-2, "lstm": 1e-2}
+    for run in visualize.find_runs(tmp_path):
+        (run.folder / "figures").mkdir()
+        if run.is_cnn:
+            r2 = {"trained": 0.8, "untrained": 0.5, "noise": 0.5}
+            rows = [(name, 0, value + 0.01 * run.config["seed"], 0, 0) for name, value in r2.items()]
+            visualize.write_table(rows, visualize.GABOR, run.folder / "figures" / "gabor.csv")
+        else:
+            # before training, the LSTM's cell state alone reaches back
+            rows = [(1, "hidden", 1e-9 if run.config["cell"] == "lstm" else reach[run.config["cell"]], 1)]
+            rows += [(1, "cell", reach["lstm"], 1)] * (run.config["cell"] == "lstm") + [(28, "hidden", 1, 1)]
+            visualize.write_table(rows, visualize.GRADIENTS, run.folder / "figures" / "gradients.csv")
+    (tmp_path / "comparison").mkdir()
+    visualize.claims(visualize.group_by_setting(visualize.find_runs(tmp_path)), tmp_path / "comparison")
+    assert verdicts(tmp_path)[8:] == ["holds", "undecided"], "trained networks all reach equally far here"
+    text = (tmp_path / "comparison" / "claims.md").read_text()
+    assert (
+        "left at the first 0.01 (0.01 to 0.01, 3 seeds) against untrained RNN 0.001 (0.001 to 0.001, 3 seeds): holds"
+        in text
+    )
 
 
 @pytest.mark.parametrize(

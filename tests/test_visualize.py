@@ -37,7 +37,8 @@ def test_every_figure_of_a_cnn_run_is_written_with_title_labels_and_legends(cnn_
     _, folder = cnn_run
     status, output, error = call(visualize, folder, "--output-dir", tmp_path)
     assert (status, error) == (0, "")
-    names = {"curves", "confusion", "examples", "filters", "activations"}
+    names = {"curves", "confusion", "examples", "filters", "activations", "evolution", "invariance", "occlusion"}
+    names |= {"contribution", "gabor", "deconv_conv1_0-31", "deconv_conv2_0-31", "deconv_conv2_32-63"}
     assert {path.stem for path in tmp_path.glob("*.png")} == names
     assert all(str(tmp_path / f"{name}.png") in output for name in names)
     for name, figure in figures.items():
@@ -134,7 +135,7 @@ def test_confusion_and_examples_agree_with_the_runs_test_accuracy(rnn_run, tmp_p
 
 def test_several_runs_are_compared_in_one_figure(cnn_run, rnn_run, runs_dir, call, figures):
     (runs_dir / "reference").mkdir(exist_ok=True)
-    status, output, _ = call(visualize, runs_dir)
+    status, output, _ = call(visualize, runs_dir, "--figures", "curves")
     assert status == 0
     assert output.strip() == str(runs_dir / "comparison" / "curves.png")
     figure = figures["curves.png"]
