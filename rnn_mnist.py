@@ -15,13 +15,13 @@ from torch import nn
 from utils import (
     MNIST_MEAN,
     MNIST_STD,
+    RULES,
     Classifier,
     Experiment,
     experiment_parser,
     parse_experiments,
     run_experiments,
     run_script,
-    whole_number,
 )
 
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -80,9 +80,8 @@ def main():
     parser = experiment_parser(__doc__, lr=1e-3, batch_size=64)
     parser.set_defaults(dataset=["mnist"])
     parser.add_argument("--cell", nargs="+", choices=tuple(CELLS), default=["rnn"], help="default: rnn")
-    hidden_sizes = whole_number(1, 4096)
     text = "hidden units of each layer; default: 30"
-    parser.add_argument("--hidden-size", nargs="+", type=hidden_sizes, default=[30], help=text)
+    parser.add_argument("--hidden-size", nargs="+", type=RULES["hidden_size"], default=[30], help=text)
     args = parse_experiments(parser, SETTINGS)
     run_experiments("rnn_mnist", args, SETTINGS, build_model, EXPERIMENTS)
 

@@ -12,9 +12,9 @@ import http.client
 import io
 import itertools
 import json
+import logging
 import math
 import os
-import pickle
 import platform
 import shutil
 import signal
@@ -40,7 +40,8 @@ from tqdm import tqdm
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TERMINAL_GONE = (errno.EPIPE, errno.EIO)
 
 
 class InputError(Exception):
@@ -56,7 +57,7 @@ class TrainingError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: exit status 143."""
+    """SIGTERM arrived, or the terminal went away: exit status 143."""
 
 
 def _terminate(signal_number, frame):
@@ -66,13 +67,17 @@ def _terminate(signal_number, frame):
 def run_script(main):
     """Call main() and leave with the exit status it earned, an error told in one line on standard error.
 
-    Status 0: done; 1: training failed; 2: unusable command line or input; 130: Ctrl-C; 143: SIGTERM.
+    Status 0: done; 1: training failed; 2: unusable command line or input; 130: Ctrl-C; 143: SIGTERM, or nobody reads.
     """
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, _terminate)
+    logging.disable(logging.WARNING)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
+            signal.signal(number, _terminate)
     status, message = 0, None
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         status, message = 2, f"error: {error}"
     except TrainingError as error:
@@ -81,6 +86,8 @@ def run_script(main):
         what = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
         if error.errno in DISK_FULL:
             status, message = 1, f"error: {what}; free some space and run the same command again"
+        elif error.errno in TERMINAL_GONE:
+            status, message = 143, "nobody reads the output any more; the same command continues"
         else:
             status, message = 2, f"error: {what}; name a file or folder that can be used"
     except KeyboardInterrupt:
@@ -88,7 +95,12 @@ def run_script(main):
     except Terminated:
         status, message = 143, "terminated; every finished epoch is kept, and the same command continues"
     if message:
-        print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if status == 143:  # Python would complain of what is left in the buffers
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
 
 
@@ -126,16 +138,16 @@ class Dataset(NamedTuple):
         return self._replace(**{field: getattr(self, field).to(device) for field in self._fields[3:]})
 
 
-def load_data(name, mode, data_dir):
+def load_data(name, mode, data_dir, may_download=True):
     """Return the Dataset called name ('cifar10' or 'mnist').
 
     mode 'real' reads data_dir and downloads what is missing; 'synthetic' makes the embedded set; 'auto' is the real
     set where it can be had and the embedded one otherwise. Raises InputError for damaged files and, in mode 'real',
-    when the download fails.
+    when the download fails; may_download=False: for missing files.
     """
     if mode != "synthetic":
         try:
-            return _load_real(name, Path(data_dir))
+            return _load_real(name, Path(data_dir), may_download)
         except ConnectionError as error:
             if mode == "real":
                 raise InputError(
@@ -163,13 +175,15 @@ def rgb_to_gray(images):
     return gray
 
 
-def _load_real(name, data_dir):
+def _load_real(name, data_dir, may_download):
     """Raises ConnectionError when files are missing and cannot be downloaded, InputError when one is damaged."""
     from torchvision import datasets
 
     dataset_class = datasets.CIFAR10 if name == "cifar10" else datasets.MNIST
     checksums = _published_checksums(name, dataset_class, data_dir)
     if not all(path.is_file() for path in checksums):
+        if not may_download:
+            raise InputError(f"{DATASET_TITLES[name]} is not in {data_dir}; a training script downloads it there")
         with _sole_downloader(data_dir):
             if not all(path.is_file() for path in checksums):
                 _download(dataset_class, data_dir)
@@ -390,13 +404,16 @@ class Run:
         """Take up the checkpoint if there is one, sweep away what an unfinished start left, open TensorBoard's file."""
         from torch.utils.tensorboard import SummaryWriter
 
+        for leftover in (*self.folder.glob("*.part"), *self.folder.glob("snapshots/*.part")):
+            leftover.unlink()
         if self._checkpoint:
             restore(self._checkpoint, model, optimizer)
+            self._cut_events(self._checkpoint["events"])
             self._checkpoint = None
         else:
             self._sweep()
         self._save_config()
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.epoch + 1 if self.epoch else None)
+        self.writer = SummaryWriter(str(self.folder))
         _, session_start, self._session_end = self._hyperparameters()
         self.writer.file_writer.add_summary(session_start)
 
@@ -413,8 +430,10 @@ class Run:
         rows.writeheader()
         rows.writerows(self.history)
         write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_tensors(self.folder / "checkpoint.pt", {"config": self.config, "history": self.history, **state})
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+        events = {path.name: path.stat().st_size for path in self._event_files()}
+        about = {"config": self.config, "history": self.history, "events": events}
+        save_tensors(self.folder / "checkpoint.pt", {**about, **state})
 
     def record_divergence(self, epoch):
         self._save_config(diverged=epoch)
@@ -447,10 +466,20 @@ class Run:
         settings = {key: self.config[key] for key in (*self.config["defining"], *surroundings)}
         return hparams(settings, dict.fromkeys(TENSORBOARD_TAGS, 0.0))
 
-    def _sweep(self):
-        for pattern in ("events.out.tfevents.*", "metrics.csv", "checkpoint.pt", "*.part"):
-            for path in self.folder.glob(pattern):
+    def _event_files(self):
+        return list(self.folder.glob("events.out.tfevents.*"))
+
+    def _cut_events(self, sizes):
+        """Take off what was written after the checkpoint; sizes: bytes by file name."""
+        for path in self._event_files():
+            if path.name not in sizes:
                 path.unlink()
+            elif path.stat().st_size > sizes[path.name]:
+                os.truncate(path, sizes[path.name])
+
+    def _sweep(self):
+        for path in (*self._event_files(), self.folder / "metrics.csv", self.folder / "checkpoint.pt"):
+            path.unlink(missing_ok=True)
         for name in ("snapshots", "figures"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
@@ -476,6 +505,9 @@ def write_atomically(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the new name, too, is on the disk
+        os.close(folder)
     finally:
         part.unlink(missing_ok=True)
 
@@ -492,21 +524,30 @@ def load_tensors(path, keys=()):
     Raises InputError when the file is truncated, is not one of this project's, or lacks one of the keys.
     """
     content = io.BytesIO(Path(path).read_bytes())
-    try:
+    with suppress(Exception):  # a damaged file may raise anything
         tensors = torch.load(content, map_location="cpu", weights_only=True)
         if tensors.keys() >= set(keys):
             return tensors
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError, OSError):
-        pass
-    raise InputError(f"{path} is damaged or not a file of this project; run its training again with --fresh")
+    raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
 
 
 def load_checkpoint(folder):
-    """Return a run's checkpoint: config, history, model and optimizer state, as load_tensors does."""
+    """Return a run's checkpoint, tensors on the CPU: config, history, events, model, optimizer, random.
+
+    Raises InputError as load_tensors does, and for settings that no run can have.
+    """
     path = Path(folder) / "checkpoint.pt"
     if not path.is_file():
         raise InputError(f"{folder} holds no checkpoint.pt; train the run first, or name a run folder below runs/")
-    return load_tensors(path, keys=("config", "history", "model", "optimizer"))
+    checkpoint = load_tensors(path, keys=("config", "history", "events", "model", "optimizer", "random"))
+    check_config(checkpoint["config"], path)
+    with suppress(KeyError, TypeError, AttributeError):
+        history, sizes = checkpoint["history"], checkpoint["events"].values()
+        numbers = [*sizes, *(row[name] for row in history for name in METRICS)]
+        in_order = [row["epoch"] for row in history] == list(range(1, len(history) + 1))
+        if in_order and all(isinstance(number, (int, float)) for number in numbers):
+            return checkpoint
+    raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
 
 
 def restore(checkpoint, model, optimizer=None):
@@ -514,7 +555,12 @@ def restore(checkpoint, model, optimizer=None):
     try:
         model.load_state_dict(checkpoint["model"])
         if optimizer:
-            optimizer.load_state_dict(checkpoint["optimizer"])
+            groups = optimizer.state_dict()["param_groups"]  # rates are the configuration's
+            optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
+            for parameter, state in optimizer.state.items():
+                if any(value.shape not in ((), parameter.shape) for value in state.values()):
+                    raise ValueError
+            torch.set_rng_state(checkpoint["random"])
     except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
         message = "the checkpoint's weights do not fit its settings; run its training again with --fresh"
         raise InputError(message) from None
@@ -534,15 +580,27 @@ def read_metrics(folder):
 
 
 def read_config(folder):
-    """Return config.json as a dict; raises InputError when it is missing or unreadable."""
+    """Return config.json as a dict; raises InputError when it is missing, unreadable or holds what no run can have."""
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text())
-        if config["script"] in ("cnn_cifar10", "rnn_mnist") and config.keys() >= set(config["defining"]):
-            return config
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"{path} is missing, damaged or not of this project; name a run folder below runs/")
+    except (OSError, ValueError):
+        raise InputError(f"{path} is missing or damaged; name a run folder below runs/") from None
+    check_config(config, path)
+    return config
+
+
+def check_config(config, path):
+    """Raises InputError when a setting in a run's config, read from path, is missing or is none that a run can have."""
+    name = "script"
+    try:
+        for name in (*COMMON_SETTINGS, *config["defining"]):
+            if RULES[name](str(config[name])) != config[name]:
+                raise ValueError
+        Path(config["data_dir"])
+    except (KeyError, TypeError, ValueError, argparse.ArgumentTypeError):
+        value = config.get(name, "missing") if isinstance(config, dict) else "missing"
+        raise InputError(f"{path} is not of this project: {name} is {str(value)[:80]}; train the run again") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -841,25 +899,46 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists the flags and their values\n")
 
 
-def _number(convert, accept, wanted):
+def _checked(convert, accept, wanted):
     def parse(text):
         try:
             value = convert(text)
         except ValueError:
-            value = math.nan
-        if not accept(value):
+            value = None
+        if value is None or not accept(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         return value
 
     return parse
 
 
+def one_of(*names):
+    return _checked(str, names.__contains__, f"one of {', '.join(names)}")
+
+
 def whole_number(low, high):
-    return _number(int, lambda value: low <= value <= high, f"a whole number from {low} to {high}")
+    return _checked(int, lambda value: low <= value <= high, f"a whole number from {low} to {high}")
 
 
-positive_number = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
-momentum = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+# What a setting may be, on the command line and in the files of a run: functions from its text to its value.
+RULES = {
+    "script": one_of("cnn_cifar10", "rnn_mnist"),
+    "dataset": one_of(*DATASET_TITLES),
+    "cell": one_of("rnn", "gru", "lstm"),
+    "hidden_size": whole_number(1, 4096),
+    "optimizer": one_of("adam", "sgd"),
+    "lr": _checked(float, lambda value: 0 < value < math.inf, "a number above 0"),
+    "momentum": _checked(float, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    "batch_size": whole_number(1, 60_000),
+    "seed": whole_number(0, 2**31 - 1),
+    "epochs": whole_number(1, 999),
+    "data_source": one_of("real", "synthetic"),
+    "device": one_of("cpu", "cuda", "mps"),
+    "precision": one_of("fp32", "bf16"),
+    "threads": whole_number(1, 1024),
+    "parameters": whole_number(1, 10**9),
+}
+COMMON_SETTINGS = [name for name in RULES if name not in ("cell", "hidden_size")]  # of every run
 
 
 def experiment_parser(description, lr, batch_size):
@@ -867,12 +946,11 @@ def experiment_parser(description, lr, batch_size):
     parser = ArgumentParser(description)
     flag = parser.add_argument
     flag("--optimizer", nargs="+", choices=("adam", "sgd"), default=["adam"], help="default: adam")
-    flag("--lr", nargs="+", type=positive_number, default=[lr], help=f"learning rate; default: {lr:g}")
-    flag("--momentum", nargs="+", type=momentum, default=[0.0], help="momentum of SGD; default: 0")
-    flag("--epochs", type=whole_number(1, 999), default=10, help="default: 10")
-    sizes = whole_number(1, 60_000)
-    flag("--batch-size", nargs="+", type=sizes, default=[batch_size], help=f"default: {batch_size}")
-    flag("--seed", nargs="+", type=whole_number(0, 2**31 - 1), default=[0], help="default: 0")
+    flag("--lr", nargs="+", type=RULES["lr"], default=[lr], help=f"learning rate; default: {lr:g}")
+    flag("--momentum", nargs="+", type=RULES["momentum"], default=[0.0], help="momentum of SGD; default: 0")
+    flag("--epochs", type=RULES["epochs"], default=10, help="default: 10")
+    flag("--batch-size", nargs="+", type=RULES["batch_size"], default=[batch_size], help=f"default: {batch_size}")
+    flag("--seed", nargs="+", type=RULES["seed"], default=[0], help="default: 0")
     real_first = "auto: the real set if it is there or can be downloaded, else the embedded one; default: auto"
     flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=real_first)
     flag("--data-dir", default="data", help="where the real sets lie or are downloaded to; default: data")

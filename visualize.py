@@ -58,7 +58,7 @@ WIDTH = 8  # inches, of every figure
 GRAY = matplotlib.colormaps["gray"].with_extremes(bad="#dfe8f2")  # what is no pixel of an image is tinted
 
 
-load_once = cache(load_data)
+load_once = cache(partial(load_data, may_download=False))
 
 
 class FinishedRun:

@@ -1,3 +1,4 @@
+import csv
 import os
 import subprocess
 import sys
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,6 +34,24 @@ def run_command(*command, **options):
     arguments = [sys.executable, *map(str, command)]
     options = {"capture_output": True, "timeout": 170, **options}
     return subprocess.run(arguments, cwd=ROOT, text=True, env={**os.environ, "PYTHONWARNINGS": "default"}, **options)
+
+
+def read_rows(folder):
+    """Return the rows of metrics.csv as they stand there."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def rows_but_seconds(folder):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_rows(folder)]
+
+
+def read_points(folder):
+    """Return (tag, step, value) of every scalar in TensorBoard's files, as written: nothing is purged."""
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    events = (event for path in files for event in LegacyEventFileLoader(str(path)).Load())
+    values = ((event.step, value) for event in events for value in event.summary.value)
+    return [(value.tag, step, value.simple_value) for step, value in values if value.tag in utils.TENSORBOARD_TAGS]
 
 
 @pytest.fixture(scope="session")

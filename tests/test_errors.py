@@ -112,7 +112,7 @@ def test_a_truncated_checkpoint_is_refused_and_left_alone(call, copied_run):
     path.write_bytes(path.read_bytes()[:-1000])
     before = {file: file.read_bytes() for file in copied_run.iterdir() if file.is_file()}
     for outcome in (call(visualize, copied_run), retrain(call, copied_run)):
-        assert_refused(outcome, "checkpoint.pt is damaged or not a checkpoint of this project")
+        assert_refused(outcome, "checkpoint.pt is damaged or not of this project")
     assert {file: file.read_bytes() for file in copied_run.iterdir() if file.is_file()} == before
 
 
@@ -127,11 +127,11 @@ class Intruder:
 def test_a_foreign_checkpoint_is_refused_and_its_code_is_not_run(call, copied_run, tmp_path):
     path = copied_run / "checkpoint.pt"
     path.write_bytes(pickle.dumps(Intruder(tmp_path / "intruder")))
-    assert_refused(call(visualize, copied_run), "is damaged or not a checkpoint")
+    assert_refused(call(visualize, copied_run), "is damaged or not of this project")
     torch.save({"model": Intruder(tmp_path / "intruder")}, path)
-    assert_refused(call(visualize, copied_run), "is damaged or not a checkpoint")
+    assert_refused(call(visualize, copied_run), "is damaged or not of this project")
     torch.save([1, 2, 3], path)
-    assert_refused(call(visualize, copied_run), "is damaged or not a checkpoint")
+    assert_refused(call(visualize, copied_run), "is damaged or not of this project")
     assert not (tmp_path / "intruder").exists()
 
 
@@ -152,7 +152,7 @@ def test_damaged_run_files_are_named(call, copied_run, name, content):
 
 def test_a_figure_that_the_network_does_not_have(call, copied_run):
     assert_refused(
-        call(visualize, copied_run, "--figures", "filters"), "the figure filters needs a run of cnn_cifar10.py"
+        call(visualize, copied_run, "--figures", "filters"), "is a run of rnn_mnist.py and has no figure filters"
     )
     assert_refused(call(visualize, copied_run.parents[1], "--figures", "confusion"), "takes a single run")
 

@@ -1,6 +1,5 @@
 """Training: the scripts as a user runs them, the run's folder, TensorBoard, repetition and interruption."""
 
-import csv
 import json
 import os
 import pty
@@ -15,7 +14,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from conftest import ROOT, run_command
+from conftest import ROOT, read_rows, rows_but_seconds, run_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,15 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cnn_cifar10
 import rnn_mnist
 import utils
-
-
-def read_rows(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def rows_but_seconds(folder):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_rows(folder)]
 
 
 def read_events(folder):

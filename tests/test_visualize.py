@@ -141,8 +141,8 @@ def test_several_runs_are_compared_in_one_figure(cnn_run, rnn_run, runs_dir, cal
     figure = figures["curves.png"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [
-        "LeNet-5 on synthetic data in place of CIFAR-10, Adam, learning rate 0.0001, batch 128, seed 0",
-        "RNN with 30 hidden units on synthetic data in place of MNIST, Adam, learning rate 0.001, batch 64, seed 0",
+        "LeNet-5 on synthetic data in place of CIFAR-10, Adam, learning rate 0.0001, batch 128",
+        "RNN with 30 hidden units on synthetic data in place of MNIST, Adam, learning rate 0.001, batch 64",
     ]
     assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2]
 
