@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
 
+EPOCHS = 4  # of the runs that many tests look at
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
 
 
@@ -61,15 +62,15 @@ def runs_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cnn_run(runs_dir):
-    """The default CNN command on embedded data: (completed process, run folder)."""
-    done = run_command("cnn_cifar10.py", "--data", "synthetic", "--runs-dir", runs_dir)
+    """The default CNN experiment on embedded data: (completed process, run folder)."""
+    done = run_command("cnn_cifar10.py", "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir)
     return done, runs_dir / "cnn_cifar10" / "synthetic_cifar10_adam_lr0.0001_batch128_seed0"
 
 
 @pytest.fixture(scope="session")
 def rnn_run(runs_dir):
-    """The default RNN command on embedded data: (completed process, run folder)."""
-    done = run_command("rnn_mnist.py", "--data", "synthetic", "--runs-dir", runs_dir)
+    """The default RNN experiment on embedded data: (completed process, run folder)."""
+    done = run_command("rnn_mnist.py", "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir)
     return done, runs_dir / "rnn_mnist" / "synthetic_mnist_rnn_hidden30_adam_lr0.001_batch64_seed0"
 
 

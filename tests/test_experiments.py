@@ -192,6 +192,7 @@ def invent_runs(folder, accuracy, seeds=(0, 1, 2)):
                 settings = {name: {**experiment.settings, "seed": seed}[name] for name in script.SETTINGS}
                 config = {"script": script.__name__, **settings, "defining": list(settings), "epochs": 10}
                 config |= {"data_source": "real", "data_dir": "data", "parameters": len(str(settings.get("cell")))}
+                config |= {"device": "cpu", "precision": "fp32", "threads": 2}
                 path = utils.run_folder(folder, config)
                 path.mkdir(parents=True)
                 (path / "config.json").write_text(json.dumps(config))

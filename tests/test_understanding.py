@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import EPOCHS
 from matplotlib.image import imread
 from torch import nn
 
@@ -304,7 +305,7 @@ def test_probabilities_by_row_are_those_of_an_image_that_ends_there(cell):
 
 def test_snapshots_and_the_untrained_network_are_those_of_the_run(cnn_run):
     run = visualize.FinishedRun(cnn_run[1])
-    start, end = run.snapshot(0), run.snapshot(10)
+    start, end = run.snapshot(0), run.snapshot(EPOCHS)
     for name in ("conv1", "conv2"):
         assert torch.equal(getattr(start, name).weight, getattr(run.untrained_model(), name).weight)
         assert torch.equal(getattr(end, name).weight, getattr(run.model, name).weight)

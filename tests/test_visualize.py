@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from conftest import EPOCHS
 from matplotlib import colormaps
 from matplotlib.image import imread
 
@@ -33,8 +34,13 @@ def ink_at(axes, path, column, row):
     return picture[picture.shape[0] - 1 - int(y), int(x), :3].mean()
 
 
-def test_every_figure_of_a_cnn_run_is_written_with_title_labels_and_legends(cnn_run, tmp_path, call, figures):
+def test_every_figure_of_a_cnn_run_is_written_with_title_labels_and_legends(
+    cnn_run, tmp_path, call, figures, monkeypatch
+):
     _, folder = cnn_run
+    data = visualize.FinishedRun(folder).data
+    few = data._replace(test_images=data.test_images[:500], test_labels=data.test_labels[:500])
+    monkeypatch.setattr(visualize, "load_once", lambda *_: few)
     status, output, error = call(visualize, folder, "--output-dir", tmp_path)
     assert (status, error) == (0, "")
     names = {"curves", "confusion", "examples", "filters", "activations", "evolution", "invariance", "occlusion"}
@@ -104,7 +110,7 @@ def test_curves_draw_the_metrics(rnn_run, tmp_path, figures):
     panels = figures["curves.png"].axes
     for axes, column in zip(panels, ("train_accuracy", "train_loss", "test_accuracy"), strict=True):
         assert list(axes.lines[0].get_ydata()) == [row[column] for row in run.metrics]
-        assert list(axes.lines[0].get_xdata()) == list(range(1, 11))
+        assert list(axes.lines[0].get_xdata()) == list(range(1, EPOCHS + 1))
         assert axes.get_title() == column.replace("_", " ")
         assert axes.get_ylabel()
 
@@ -141,8 +147,9 @@ def test_several_runs_are_compared_in_one_figure(cnn_run, rnn_run, runs_dir, cal
     figure = figures["curves.png"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [
-        "LeNet-5 on synthetic data in place of CIFAR-10, Adam, learning rate 0.0001, batch 128",
-        "RNN with 30 hidden units on synthetic data in place of MNIST, Adam, learning rate 0.001, batch 64",
+        "LeNet-5 on synthetic data in place of CIFAR-10, Adam, learning rate 0.0001, batch 128, only 4 epochs",
+        "RNN with 30 hidden units on synthetic data in place of MNIST, Adam, learning rate 0.001, batch 64, "
+        "only 4 epochs",
     ]
     assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2]
 
