@@ -4,7 +4,10 @@
     python visualize.py runs/cnn_cifar10/NAME --figures filters    only the ones named
     python visualize.py runs                                       all runs compared, into runs/comparison/
 
-Figures of any run: curves, confusion, examples; of a convolutional network also: filters, activations.
+Figures of any run: curves, confusion, examples. Of a convolutional network also: filters, activations, and, after
+Zeiler & Fergus (2013), arXiv:1311.2901: deconv, evolution, invariance, occlusion, contribution; and gabor. Of a
+recurrent network also: gradients, reading. Of several runs: results, curves, hidden_size, learning_rate, optimizer,
+gradients, claims.
 """
 
 import copy
@@ -116,9 +119,8 @@ class FinishedRun:
     def snapshot(self, epoch):
         """A network with the convolution weights that stood after an epoch; its other weights are without meaning."""
         model = self.untrained_model()
-        restore(
-            {"model": model.state_dict() | load_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt")}, model
-        )
+        weights = load_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt")
+        restore({"model": model.state_dict() | weights}, model)
         return model
 
     @cached_property
@@ -1225,9 +1227,9 @@ def claim_rnn_rate(m):
 def claim_hidden_size(m):
     for cell, small, large in (("rnn", 5, 10), ("rnn", 10, 20), ("rnn", 20, 30), ("gru", 20, 30)):
         more, fewer = m.rnn(cell, large), m.rnn(cell, small)
-        yield comparison(f"{cell.upper()} with {large} hidden units", more, f"{small}", fewer)
-    yield comparison("GRU with 30", m.rnn("gru", 30), "20, marginally better", m.rnn("gru", 20), similar)
-    yield comparison("LSTM with 30", m.rnn("lstm", 30), "20", m.rnn("lstm", 20), similar)
+        yield comparison(f"{cell.upper()} {large}", more, f"{cell.upper()} {small}", fewer)
+    yield comparison("marginally: GRU 30", m.rnn("gru", 30), "GRU 20", m.rnn("gru", 20), similar)
+    yield comparison("LSTM 30", m.rnn("lstm", 30), "LSTM 20", m.rnn("lstm", 20), similar)
 
 
 def claim_epochs(m):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import shutil
 
 import pytest
@@ -39,13 +40,34 @@ import visualize
         (rnn_mnist, "--hidden-size 0", "'0' is not a whole number from 1"),
         (rnn_mnist, "--hidden-size 1000000000", "'1000000000' is not a whole number from 1"),
         (rnn_mnist, "--dataset mnist", "unrecognized arguments: --dataset"),
+        (cnn_cifar10, "--lr ''", "'' is not a number above 0"),
+        (cnn_cifar10, "--lr 1e999", "'1e999' is not a number above 0"),
+        (cnn_cifar10, "--lr 1e-3 -1 1e-4", "'-1' is not a number above 0"),
+        (cnn_cifar10, "--epochs 1000", "'1000' is not a whole number from 1 to 999"),
+        (cnn_cifar10, "--epochs 3 4", "unrecognized arguments: 4"),
+        (cnn_cifar10, "--batch-size 60001", "'60001' is not a whole number from 1 to 60000"),
+        (cnn_cifar10, "--batch-size 64 0", "'0' is not a whole number from 1"),
+        (cnn_cifar10, "--seed 2147483648", "'2147483648' is not a whole number from 0"),
+        (cnn_cifar10, "--seed 0x10", "'0x10' is not a whole number from 0"),
+        (cnn_cifar10, "--optimizer adam Adam", "'Adam'"),
+        (cnn_cifar10, "--optimizer sgd --momentum -0.1", "'-0.1' is not a number from 0 to below 1"),
+        (cnn_cifar10, "--optimizer sgd --momentum nan", "'nan' is not a number from 0 to below 1"),
+        (cnn_cifar10, "--report --optimizer sgd", "brings its own settings; leave out --optimizer"),
+        (cnn_cifar10, "--runs-dir", "expected one argument"),
+        (cnn_cifar10, "surplus", "unrecognized arguments: surplus"),
+        (rnn_mnist, "--cell ''", "''"),
+        (rnn_mnist, "--cell rnn elman", "'elman'"),
+        (rnn_mnist, "--hidden-size 5 4097", "'4097' is not a whole number from 1 to 4096"),
+        (rnn_mnist, "--hidden-size ten", "'ten' is not a whole number from 1"),
         (visualize, "", "required: RUN"),
+        (visualize, "--figures", "expected at least one argument"),
+        (visualize, "one two", "one is not a folder"),
         (visualize, "nowhere", "nowhere is not a folder"),
         (visualize, "nowhere --figures heatmap", "'heatmap'"),
     ],
 )
 def test_an_unusable_command_line_ends_with_status_2_and_one_line(call, script, flags, words):
-    status, _, error = call(script, *flags.split())
+    status, _, error = call(script, *shlex.split(flags))
     assert status == 2
     assert words in error
     assert error.count("\n") == 1
