@@ -600,10 +600,10 @@ def sensitivity(model, inputs, labels, kind):
 
 
 def first_right_of_each_class(run):
-    """Return the number of the first test image of each class that is classified right, int64 (at most classes,)."""
-    right = run.probabilities.argmax(1) == run.data.test_labels
-    numbers = [((run.data.test_labels == label) & right).nonzero()[:1, 0] for label in range(len(run.data.classes))]
-    return torch.cat(numbers)
+    """Return the number of the first test image of each class that is classified right, if none the first, int64."""
+    right, labels = run.probabilities.argmax(1) == run.data.test_labels, run.data.test_labels
+    members = [(labels == label).nonzero()[:, 0] for label in range(len(run.data.classes))]
+    return torch.stack([numbers[right[numbers].int().argmax()] for numbers in members])
 
 
 def invariance(run, output_dir):
@@ -706,24 +706,26 @@ def occlusion(run, output_dir, size=8, count=5):
 
 
 @torch.inference_mode()
-def predict_without_maps(model, images, precision, batch_size=500):
+def predict_without_maps(model, images, precision, batch_size=100):
     """Return the predicted classes when one feature map after the other is silenced, set to zero everywhere.
 
     images: uint8 (N, H, W); precision: of fc1, 'bf16' or 'fp32'. Returns int64 (32, N) for conv1, (64, N) for conv2 and
     (N,) for None, nothing silenced. What a map adds to the next layer's sums is taken off them.
     """
     collected = {"conv1": [], "conv2": [], None: []}
+    kernels = model.conv2.weight
+    weights = model.fc1.weight.unflatten(1, (-1, len(kernels))).permute(2, 1, 0).contiguous()  # map, position, unit
     for batch in images.split(batch_size):
         maps, _ = maps_and_switches(model, model.prepare(batch))
-        sums, kernels = model.conv2(maps["pool1"]), model.conv2.weight
-        parts = (F.conv2d(maps["pool1"][:, [k]], kernels[:, [k]], padding=2) for k in range(kernels.shape[1]))
+        sums = model.conv2(maps["pool1"])
+        added = (F.conv2d(maps["pool1"][:, [k]], kernels[:, [k]], padding=2) for k in range(kernels.shape[1]))
+        pooled = torch.cat([F.relu(F.max_pool2d(sums - each, POOL)) for each in added])
         with autocast("cpu", precision):
-            pooled = (F.relu(F.max_pool2d(sums - part, POOL)) for part in parts)
-            collected["conv1"].append(torch.stack([model.fc2(model.hidden(each)).argmax(1) for each in pooled]))
-        features = maps["pool2"].movedim(1, -1).flatten(1, 2)  # (N, positions, maps)
-        weights, sums = model.fc1.weight.view(-1, *features.shape[1:]), model.fc1(features.flatten(1))
-        parts = (features[:, :, k] @ weights[:, :, k].T for k in range(features.shape[2]))
-        collected["conv2"].append(torch.stack([model.fc2(F.relu(sums - part)).argmax(1) for part in parts]))
+            predicted = model.fc2(model.hidden(pooled)).argmax(1)
+        collected["conv1"].append(predicted.unflatten(0, (kernels.shape[1], -1)))
+        added = maps["pool2"].flatten(2).movedim(1, 0) @ weights  # map, image, unit
+        sums = added.sum(0) + model.fc1.bias
+        collected["conv2"].append(model.fc2(F.relu(sums - added)).argmax(2))
         collected[None].append(model.fc2(F.relu(sums)).argmax(1))
     return {layer: torch.cat(pieces, dim=-1) for layer, pieces in collected.items()}
 
@@ -798,6 +800,7 @@ def draw_class_losses(axes, lost, classes, strongest):
 
 
 GABOR_STARTS = 24  # for each kernel; the best fit counts
+KERNELS = ("trained", "untrained", "noise")
 GABOR = {"kernels": str, "feature_map": int, "r2": float, "orientation_degrees": float, "cycles_per_pixel": float}
 
 
@@ -877,13 +880,26 @@ def gabor_fits(trained, untrained, seed=0):
     noise *= trained.norm(dim=(1, 2), keepdim=True) / noise.norm(dim=(1, 2), keepdim=True)
     together = fit_gabor(torch.cat([trained, untrained, noise]))
     parts = zip(*(values.split(len(trained)) for values in together), strict=True)
-    return dict(zip(("trained", "untrained", "noise"), itertools.starmap(GaborFit, parts), strict=True))
+    return dict(zip(KERNELS, itertools.starmap(GaborFit, parts), strict=True))
+
+
+def measure_gabor(run, output_dir):
+    """Return the gabor_fits of conv1's kernels, and write them as gabor.csv."""
+    kernels, start = (model.conv1.weight.detach()[:, 0] for model in (run.model, run.untrained_model()))
+    fits = gabor_fits(kernels, start, run.config["seed"])
+    rows = [
+        (name, number, *(f"{value:.6f}" for value in values))
+        for name, fit in fits.items()
+        for number, values in enumerate(zip(*(column.tolist() for column in fit[1:]), strict=True))
+    ]
+    output_dir.mkdir(exist_ok=True)
+    write_table(rows, GABOR, output_dir / "gabor.csv")
+    return fits
 
 
 def gabor(run, output_dir):
     """Draw each kernel of conv1, the Gabor function closest to it and what is left, and R² beside both null models."""
-    kernels, start = (model.conv1.weight.detach()[:, 0] for model in (run.model, run.untrained_model()))
-    fits = gabor_fits(kernels, start, run.config["seed"])
+    fits, kernels = measure_gabor(run, output_dir), run.model.conv1.weight.detach()[:, 0]
     fit, limit = fits["trained"], kernels.abs().max().item()
     strips = torch.stack([kernels, fit.fitted, kernels - fit.fitted], dim=1)
     strips = np.stack([tile(strip.numpy(), columns=3, gap=(1, 1))[0] for strip in strips])
@@ -896,16 +912,11 @@ def gabor(run, output_dir):
     ranges.boxplot([each.r2 for each in fits.values()], tick_labels=list(fits), widths=0.6)
     for position, each in enumerate(fits.values(), start=1):
         ranges.plot(np.linspace(position - 0.2, position + 0.2, len(each.r2)), each.r2, ".", markersize=4, alpha=0.6)
-    ranges.set(title="R² of 32 kernels each", xlabel="kernels", ylabel="share of variance explained", ylim=(None, 1))
+    ranges.set(title=f"R² of {len(kernels)} kernels each", xlabel="kernels", ylabel="share of variance explained")
+    ranges.set_ylim(top=1)
     ranges.grid(axis="y", alpha=0.3)
     figure.suptitle(f"Gabor functions fitted to the kernels of conv1\n{run.title}")
     save_figure(figure, output_dir / "gabor.png")
-    rows = [
-        (name, number, *(f"{value:.6f}" for value in values))
-        for name, each in fits.items()
-        for number, values in enumerate(zip(*(column.tolist() for column in each[1:]), strict=True))
-    ]
-    write_table(rows, GABOR, output_dir / "gabor.csv")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1125,19 +1136,55 @@ def compare_against(title, settings, output_dir):
         save_figure(figure, output_dir / f"{title}.png")
 
 
-def compare_gradients(settings, output_dir):
-    """Draw the gradient norms of all recurrent runs, measured anew where there is a checkpoint, else as written."""
+def measured_tables(settings, name, columns, measure, fits):
+    """Return the tables called name of the runs of each setting that have one, measured anew where that is possible.
+
+    measure(run, folder) writes the table; fits(run): whether it is for this kind of network.
+    """
     tables = {}
     for label, runs in settings.items():
-        for run in runs:
-            if not run.is_cnn and (run.folder / "checkpoint.pt").exists():
-                measure_gradients(run, run.folder / "figures")
-        found = [read_table(run.folder / "figures" / "gradients.csv", GRADIENTS) for run in runs]
-        tables |= {label: [table for table in found if table]} if any(found) else {}
+        for run in filter(fits, runs):
+            if (run.folder / "checkpoint.pt").exists():
+                measure(run, run.folder / "figures")
+        found = [read_table(run.folder / "figures" / name, columns) for run in filter(fits, runs)]
+        if any(found):
+            tables[label] = [table for table in found if table]
+    return tables
+
+
+def compare_gradients(settings, output_dir):
+    """Draw the gradient norms of all recurrent runs, measured anew where there is a checkpoint, else as written."""
+    tables = measured_tables(settings, "gradients.csv", GRADIENTS, measure_gradients, lambda run: not run.is_cnn)
     if tables:
         figure = draw_gradients(tables)
         figure.suptitle("How far back the loss reaches into the top layer's state")
         save_figure(figure, output_dir / "gradients.png")
+
+
+def compare_gabor(settings, output_dir):
+    """Draw each convolutional run's median R² of Gabor functions beside those of both null models."""
+    tables = measured_tables(settings, "gabor.csv", GABOR, measure_gabor, lambda run: run.is_cnn)
+    if not tables:
+        return
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.45 * len(tables)))
+    axes = figure.subplots()
+    for shift, (kernels, colour) in enumerate(zip(KERNELS, distinct_colours(len(KERNELS)), strict=True)):
+        for row, table in enumerate(tables.values()):
+            medians = median_r2(table, kernels)
+            axes.plot(medians, [row + 0.2 * (shift - 1)] * len(medians), "o", color=colour, alpha=0.6, markersize=5)
+        axes.plot([], [], "o", color=colour, label=kernels)
+    axes.set_yticks(range(len(tables)), tables, fontsize=7)
+    axes.set(xlabel="median over conv1's kernels of R², the share of variance a Gabor function explains; a dot a seed")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=len(KERNELS), fontsize=8)
+    figure.suptitle("Do conv1's kernels resemble Gabor functions?")
+    save_figure(figure, output_dir / "gabor.png")
+
+
+def median_r2(tables, kernels):
+    """Return the median R² of some kernels (one of KERNELS) in each table of GABOR."""
+    return [np.median([row["r2"] for row in table if row["kernels"] == kernels]) for table in tables]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1267,12 +1314,9 @@ def claim_cnn_wins(m):
 def claim_gabor(m):
     runs = m.runs(script="cnn_cifar10", dataset="cifar10", lr=1e-4, optimizer="adam")
     tables = [table for run in runs if (table := read_table(run.folder / "figures" / "gabor.csv", GABOR))]
-
-    def medians(kernels):
-        return [np.median([row["r2"] for row in table if row["kernels"] == kernels]) for table in tables]
-
-    for other in ("untrained", "noise"):
-        yield comparison("median R² of the trained kernels", medians("trained"), other, medians(other), form=".3f")
+    trained, *nulls = (median_r2(tables, kernels) for kernels in KERNELS)
+    for name, null in zip(KERNELS[1:], nulls, strict=True):
+        yield comparison("median R² of the trained kernels", trained, name, null, form=".3f")
 
 
 def claim_gradients(m):
@@ -1338,6 +1382,7 @@ COMPARISONS = {
     "results": results,
     "curves": compare_curves,
     **{title: partial(compare_against, title) for title in COMPARED_SETTINGS},
+    "gabor": compare_gabor,
     "gradients": compare_gradients,
     "claims": claims,
 }

@@ -336,8 +336,12 @@ def test_gabor_table_holds_the_kernels_and_both_null_models(cnn_run, tmp_path):
     assert np.corrcoef(fits.r2, [row["r2"] for row in rows[:32]])[0, 1] > 0.9
 
 
-def test_several_recurrent_runs_share_an_axis(rnn_run, tmp_path, call):
-    status, output, _ = call(visualize, rnn_run[1], rnn_run[1], "--figures", "gradients", "--output-dir", tmp_path)
+def test_several_runs_are_measured_and_compared(cnn_run, rnn_run, tmp_path, call):
+    tables = [cnn_run[1] / "figures" / "gabor.csv", rnn_run[1] / "figures" / "gradients.csv"]
+    status, output, _ = call(
+        visualize, cnn_run[1], rnn_run[1], "--figures", "gabor", "gradients", "--output-dir", tmp_path
+    )
     assert status == 0
-    assert (tmp_path / "gradients.png").exists()
-    assert (rnn_run[1] / "figures" / "gradients.csv").exists()
+    pictures = [tmp_path / "gabor.png", tmp_path / "gradients.png"]
+    assert output.splitlines()[-4:] == [str(path) for pair in zip(tables, pictures, strict=True) for path in pair]
+    assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
