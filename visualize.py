@@ -964,7 +964,7 @@ GRADIENTS = {"step": int, "state": str, "untrained": float, "trained": float}
 def draw_gradients(settings):
     """Draw the gradient norms of gradients.csv over the steps, by label: list of such tables, one a seed.
 
-    Several seeds: their geometric mean, and a band that spans them.
+    Several seeds: their geometric mean and, where that stays legible, a band that spans them.
     """
     figure = Figure(figsize=(WIDTH, 4.6 + 0.17 * len(settings)))
     axes = figure.subplots()
@@ -981,7 +981,8 @@ def draw_gradients(settings):
             steps = np.arange(1, norms.shape[1] + 1)
             if len(steps):
                 axes.plot(steps, np.exp(np.log(norms).mean(0)), style, color=colour, linewidth=1.4)
-                axes.fill_between(steps, norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
+                if len(settings) <= 3:
+                    axes.fill_between(steps, norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
         axes.plot([], [], color=colour, label=label)
     for (state, when), style in styles.items():
         axes.plot([], [], style, color="black", label=f"{state} state, {when}")
@@ -1391,7 +1392,9 @@ COMPARISONS = {
 def save_figure(figure, path):
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    palette = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)  # a third of the bytes
+    palette = (
+        Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    )  # a third of the bytes
     content = io.BytesIO()
     palette.save(content, format="png", optimize=True)
     write_atomically(path, content.getvalue())
