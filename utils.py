@@ -22,6 +22,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
@@ -71,6 +72,7 @@ def run_script(main):
     """
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    threading.excepthook = lambda _: None  # what stops TensorBoard's writer is raised here again
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
             signal.signal(number, _terminate)
