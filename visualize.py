@@ -55,6 +55,7 @@ STYLE = {
     "axes.titlesize": 9,
     "figure.titlesize": 10,
     "savefig.dpi": 160,
+    "image.interpolation": "nearest",
     "legend.frameon": False,
 }
 WIDTH = 8  # inches, of every figure
@@ -231,7 +232,7 @@ def draw_mosaic(axes, images, titles, columns, gap, **scale):
         axes.text(left + images.shape[2] / 2 - 0.5, top - 0.6, title, ha="center", va="bottom", fontsize=7)
     axes.set_frame_on(False)
     axes.set_anchor("N")
-    return axes.imshow(mosaic, cmap=GRAY, interpolation="nearest", **scale), tops, lefts
+    return axes.imshow(mosaic, cmap=GRAY, **scale), tops, lefts
 
 
 def examples(run, output_dir, rows=2):
@@ -944,18 +945,16 @@ def gradient_norms(model, inputs, labels):
 
 
 def measure_gradients(run, output_dir, images=1000):
-    """Return rows (step, state, norm when untrained, norm when trained), and write them as gradients.csv."""
+    """Write the gradient_norms of the first test images, untrained and trained, as gradients.csv."""
     inputs, labels = run.model.prepare(run.data.test_images[:images]), run.data.test_labels[:images]
     untrained, trained = (gradient_norms(model, inputs, labels) for model in (run.untrained_model(), run.model))
     rows = [
-        (step, state, *values)
+        (step, state, f"{before:.6e}", f"{after:.6e}")
         for state in trained
-        for step, values in enumerate(zip(untrained[state].tolist(), trained[state].tolist(), strict=True), start=1)
+        for step, (before, after) in enumerate(zip(untrained[state], trained[state], strict=True), start=1)
     ]
     output_dir.mkdir(exist_ok=True)
-    written = [(step, state, f"{before:.6e}", f"{after:.6e}") for step, state, before, after in rows]
-    write_table(written, GRADIENTS, output_dir / "gradients.csv")
-    return rows
+    write_table(rows, GRADIENTS, output_dir / "gradients.csv")
 
 
 GRADIENTS = {"step": int, "state": str, "untrained": float, "trained": float}
