@@ -1174,7 +1174,7 @@ def compare_gabor(settings, output_dir):
             axes.plot(medians, [row + 0.2 * (shift - 1)] * len(medians), "o", color=colour, alpha=0.6, markersize=5)
         axes.plot([], [], "o", color=colour, label=kernels)
     axes.set_yticks(range(len(tables)), tables, fontsize=7)
-    axes.set(xlabel="median over conv1's kernels of R², the share of variance a Gabor function explains; a dot a seed")
+    axes.set(xlabel="median R² of the Gabor fits, a dot a seed")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(KERNELS), fontsize=8)
