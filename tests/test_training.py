@@ -270,14 +270,13 @@ def test_bf16_predictions_stay_close_to_fp32():
 # Interruption, continuation, divergence
 
 
-@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_continues_to_the_same_end(rnn_run, call, tmp_path, signal_number, status):
+def test_an_interrupted_run_continues_to_the_same_end(rnn_run, call, tmp_path):
     flags = ["--data", "synthetic", "--runs-dir", str(tmp_path), "--epochs", "3"]
     process = subprocess.Popen([sys.executable, "rnn_mnist.py", *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)
     next(line for line in process.stdout if line.startswith("  1/3"))
-    process.send_signal(signal_number)
+    process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.returncode == 130
     assert message.count("\n") == 1
     assert "the same command continues" in message
     assert call(rnn_mnist, *flags)[0] == 0
