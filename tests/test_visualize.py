@@ -147,9 +147,9 @@ def test_several_runs_are_compared_in_one_figure(cnn_run, rnn_run, runs_dir, cal
     figure = figures["curves.png"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [
-        "LeNet-5 on synthetic data in place of CIFAR-10, Adam, learning rate 0.0001, batch 128, only 4 epochs",
+        f"LeNet-5 on synthetic data in place of CIFAR-10, Adam, learning rate 0.0001, batch 128, only {EPOCHS} epochs",
         "RNN with 30 hidden units on synthetic data in place of MNIST, Adam, learning rate 0.001, batch 64, "
-        "only 4 epochs",
+        f"only {EPOCHS} epochs",
     ]
     assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2]
 
