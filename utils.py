@@ -996,6 +996,10 @@ def multiplies_bf16(device):
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+# Up to here threads that wait for each other at every step gain little, and crawl when another process is at work.
+SMALL_HIDDEN_SIZE = 64
+
+
 def resolve_config(script, args, settings, data_source):
     """Return what config.json holds: the settings, and everything else a run's numbers may depend on."""
     device = best_device() if args.device == "auto" else args.device
@@ -1012,7 +1016,7 @@ def resolve_config(script, args, settings, data_source):
         "data_dir": str(args.data_dir),
         "device": device,
         "precision": precision,
-        "threads": args.threads,
+        "threads": 1 if settings.get("hidden_size", math.inf) <= SMALL_HIDDEN_SIZE else args.threads,
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),

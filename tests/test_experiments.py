@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 import cnn_cifar10
@@ -158,7 +159,22 @@ def test_torchrun_shares_the_list_among_its_processes(tmp_path):
     for folder in folders:
         assert len((folder / "metrics.csv").read_text().splitlines()) == 2
         assert len(list(folder.glob("events*"))) == 1, "trained once"
-        assert json.loads((folder / "config.json").read_text())["threads"] == max(1, os.cpu_count() // 2)
+        assert json.loads((folder / "config.json").read_text())["threads"] == 1
+
+
+def test_processes_share_the_cores_and_small_recurrent_networks_need_one(monkeypatch):
+    args = SimpleNamespace(device="cpu", precision="fp32", epochs=1, data_dir="data", threads=7)
+    settings = {"dataset": "mnist", "optimizer": "adam"}
+    threads = [
+        utils.resolve_config("any", args, settings | more, "real")["threads"]
+        for more in ({"hidden_size": 30}, {"hidden_size": 512}, {})
+    ]
+    assert threads == [1, 7, 7]
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert utils.share_of_cores() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert utils.share_of_cores() == torch.get_num_threads()
 
 
 @pytest.mark.parametrize(
