@@ -695,12 +695,13 @@ def train(run, model, data, after_epoch):
         )
         seconds = time.perf_counter() - start
         test_loss, test_accuracy = evaluate(model, data.test_images, data.test_labels, config["precision"])
-        if not (math.isfinite(train_loss) and math.isfinite(test_loss)):
+        lost = [loss for loss in (train_loss, test_loss) if not math.isfinite(loss)]
+        if lost:
             run.record_divergence(epoch)
             kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
             raise TrainingError(
-                f"the loss became {train_loss if math.isnan(train_loss) else test_loss} in epoch {epoch} at learning "
-                f"rate {config['lr']:g}; {kept}; try a smaller --lr"
+                f"the loss became {lost[0]} in epoch {epoch} at learning rate {config['lr']:g}; {kept}; "
+                "try a smaller --lr"
             )
         after_epoch(run, model, data, epoch)
         values = (epoch, train_loss, train_accuracy, test_loss, test_accuracy, seconds)

@@ -529,17 +529,14 @@ def evolving_patches(models, images, maps):
 def evolution(run, output_dir, count=8):
     """Draw, as in Fig. 4, the strongest reconstruction of some feature maps of each layer after several epochs."""
     epochs = [epoch for epoch in EVOLUTION_EPOCHS if epoch <= len(run.metrics)]
-    maps = {
-        layer: torch.linspace(0, getattr(run.model, layer).out_channels - 1, count).long() for layer in CONVOLUTIONS
-    }
+    channels = {layer: getattr(run.model, layer).out_channels for layer in CONVOLUTIONS}
+    maps = {layer: torch.linspace(0, last - 1, count).long() for layer, last in channels.items()}
     evolved = evolving_patches([run.snapshot(epoch) for epoch in epochs], run.data.test_images, maps)
     figure = Figure(figsize=(WIDTH, 6.9))
     for axes, (layer, (pictures, strengths)) in zip(figure.subplots(1, 2), evolved.items(), strict=True):
         pictures, size = scaled(pictures.flatten(0, 1)), pictures.shape[-1]
-        titles, gap = (
-            [f"{strength:.2g}" for strength in strengths.flatten()],
-            (math.ceil(size / 4), math.ceil(size / 7)),
-        )
+        titles = [f"{strength:.2g}" for strength in strengths.flatten()]
+        gap = (math.ceil(size / 4), math.ceil(size / 7))
         _, tops, lefts = draw_mosaic(axes, pictures.numpy(), titles, len(epochs), gap, vmin=-1, vmax=1)
         axes.set_xticks([left + size / 2 - 0.5 for left in lefts], epochs)
         axes.set_yticks([top + size / 2 - 0.5 for top in tops], [f"map {number}" for number in maps[layer]])
@@ -691,13 +688,7 @@ def occlusion(run, output_dir, size=8, count=5):
         handles = [matplotlib.patches.Patch(color=colours(name), label=classes[name]) for name in named]
         row[4].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6, handlelength=1)
         row[0].set_ylabel(classes[label])
-        heads = [
-            "image, with the square",
-            "reconstruction",
-            "the map's activity",
-            "p(true class)",
-            "most probable class",
-        ]
+        heads = "image, with the square", "reconstruction", "the map's activity", "p(true class)", "most probable class"
         for axes, head in zip(row, heads, strict=True):
             axes.set(xticks=[], yticks=[])
             axes.set_title(head if number == chosen[0] else "", fontsize=8)
@@ -925,6 +916,9 @@ def gabor(run, output_dir):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+GRADIENTS = {"step": int, "state": str, "untrained": float, "trained": float}
+
+
 def gradient_norms(model, inputs, labels):
     """Return how strongly the loss depends on the top layer's state after each step: 'hidden', for an LSTM also 'cell'.
 
@@ -957,9 +951,6 @@ def measure_gradients(run, output_dir, images=1000):
     write_table(rows, GRADIENTS, output_dir / "gradients.csv")
 
 
-GRADIENTS = {"step": int, "state": str, "untrained": float, "trained": float}
-
-
 def draw_gradients(settings):
     """Draw the gradient norms of gradients.csv over the steps, by label: list of such tables, one a seed.
 
@@ -967,12 +958,8 @@ def draw_gradients(settings):
     """
     figure = Figure(figsize=(WIDTH, 4.6 + 0.17 * len(settings)))
     axes = figure.subplots()
-    styles = {
-        ("hidden", "trained"): "-",
-        ("hidden", "untrained"): "--",
-        ("cell", "trained"): "-.",
-        ("cell", "untrained"): ":",
-    }
+    kinds = (("hidden", "trained"), ("hidden", "untrained"), ("cell", "trained"), ("cell", "untrained"))
+    styles = dict(zip(kinds, ("-", "--", "-.", ":"), strict=True))
     for (label, tables), colour in zip(settings.items(), distinct_colours(len(settings)), strict=True):
         for (state, when), style in styles.items():
             lines = [[row[when] for row in table if row["state"] == state] for table in tables]
@@ -1391,11 +1378,10 @@ COMPARISONS = {
 def save_figure(figure, path):
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    palette = (
-        Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
-    )  # a third of the bytes
+    # A palette takes a third of the bytes.
+    picture = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
     content = io.BytesIO()
-    palette.save(content, format="png", optimize=True)
+    picture.save(content, format="png", optimize=True)
     write_atomically(path, content.getvalue())
     tqdm.write(str(path))
 

@@ -129,28 +129,8 @@ def test_the_first_process_waits_for_a_run_that_another_trains_and_the_others_do
 
 
 def test_torchrun_shares_the_list_among_its_processes(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "rnn_mnist.py",
-        "--data",
-        "synthetic",
-    ]
-    command += [
-        "--runs-dir",
-        str(tmp_path),
-        "--epochs",
-        "1",
-        "--hidden-size",
-        "2",
-        "3",
-        "4",
-        "5",
-        "--batch-size",
-        "500",
-    ]
+    flags = "--nproc-per-node=2 rnn_mnist.py --data synthetic --epochs 1 --hidden-size 2 3 4 5 --batch-size 500"
+    command = [sys.executable, "-m", "torch.distributed.run", *flags.split(), "--runs-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=170)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy in % after epoch 1") == 1

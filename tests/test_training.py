@@ -1,6 +1,7 @@
 """Training: the scripts as a user runs them, the run's folder, TensorBoard, repetition and interruption."""
 
 import json
+import math
 import os
 import pty
 import re
@@ -299,11 +300,12 @@ def test_more_epochs_extend_a_run_and_fresh_starts_over(tiny_digits, tmp_path):
     assert run.epoch == 0
 
 
-def test_divergence_keeps_the_last_good_checkpoint(tiny_digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("measure", "loss"), [("evaluate", math.nan), ("train_epoch", math.inf)])
+def test_divergence_keeps_the_last_good_checkpoint(tiny_digits, tmp_path, monkeypatch, measure, loss):
     train_tiny(tmp_path / "run", tiny_digits, epochs=1)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(utils, "evaluate", lambda *_: (float("nan"), 10.0))
-    with pytest.raises(utils.TrainingError, match="nan in epoch 2.*checkpoint of epoch 1 is kept.*smaller --lr"):
+    monkeypatch.setattr(utils, measure, lambda *_: (loss, 10.0))
+    with pytest.raises(utils.TrainingError, match=f"became {loss} in epoch 2.*epoch 1 is kept.*smaller --lr"):
         train_tiny(tmp_path / "run", tiny_digits, epochs=3)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
