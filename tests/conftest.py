@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
 
-EPOCHS = 3  # of the runs that many tests look at
+EPOCHS = 2  # of the runs that many tests look at
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
 
 

@@ -130,7 +130,7 @@ def test_a_server_that_does_not_answer_is_given_up(name, tmp_path, capsys):
     assert "cannot be downloaded" in capsys.readouterr().out
 
 
-def test_one_process_downloads_and_all_that_wait_agree(tmp_path, monkeypatch):
+def test_one_process_downloads_and_all_that_wait_agree(tiny_digits, tmp_path, monkeypatch):
     """Threads stand in for processes: the lock is of the file, not of the process."""
     attempts = []
 
@@ -140,6 +140,7 @@ def test_one_process_downloads_and_all_that_wait_agree(tmp_path, monkeypatch):
         raise ConnectionError("the server is down")
 
     monkeypatch.setattr(utils, "_download", fail_slowly)
+    monkeypatch.setattr(utils, "synthetic_digits", lambda: tiny_digits)
     with ThreadPoolExecutor(3) as pool:
         sets = list(pool.map(lambda _: utils.load_data("mnist", "auto", tmp_path), range(3)))
     assert [data.source for data in sets] == ["synthetic"] * 3

@@ -244,15 +244,15 @@ def verdicts(folder):
 
 def test_claims_follow_from_the_runs(call, tmp_path):
     invent_runs(tmp_path / "a", as_reported)
-    call(visualize, tmp_path / "a")
+    call(visualize, tmp_path / "a", "--figures", "claims")
     assert verdicts(tmp_path / "a") == ["holds"] * 6 + ["undecided", "holds"] + ["undecided"] * 2, (
         "equal costs, no figures/"
     )
     invent_runs(tmp_path / "b", lambda settings, seed: 100 - as_reported(settings, seed))
-    call(visualize, tmp_path / "b")
+    call(visualize, tmp_path / "b", "--figures", "claims")
     assert verdicts(tmp_path / "b")[:4] == ["does not hold"] * 4
     invent_runs(tmp_path / "c", as_reported, seeds=(0, 1))
-    call(visualize, tmp_path / "c")
+    call(visualize, tmp_path / "c", "--figures", "claims")
     assert verdicts(tmp_path / "c") == ["undecided"] * 10, "two seeds decide nothing"
 
 

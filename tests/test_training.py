@@ -40,7 +40,7 @@ def test_default_experiment_on_embedded_data_learns_but_not_at_once(run, request
     accuracies = [float(row["test_accuracy"]) for row in read_rows(folder)]
     assert len(accuracies) == EPOCHS
     assert accuracies[0] < 95
-    assert accuracies[-1] > 60
+    assert accuracies[-1] > 50
 
 
 @pytest.mark.parametrize("run", ["cnn_run", "rnn_run"])
@@ -197,7 +197,7 @@ def test_tensorboard_does_not_change_the_numbers(tiny_digits, tmp_path, monkeypa
 
 
 def test_bar_on_a_terminal_does_not_change_the_numbers(rnn_run, tmp_path):
-    command = [sys.executable, "rnn_mnist.py", "--data", "synthetic", "--runs-dir", str(tmp_path), "--epochs", "2"]
+    command = [sys.executable, "rnn_mnist.py", "--data", "synthetic", "--runs-dir", str(tmp_path), "--epochs", "1"]
     screen, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=terminal)
@@ -210,7 +210,7 @@ def test_bar_on_a_terminal_does_not_change_the_numbers(rnn_run, tmp_path):
     assert process.returncode == 0
     assert b"batch/s" in shown
     _, folder = rnn_run
-    assert rows_but_seconds(tmp_path / "rnn_mnist" / folder.name) == rows_but_seconds(folder)[:2]
+    assert rows_but_seconds(tmp_path / "rnn_mnist" / folder.name) == rows_but_seconds(folder)[:1]
 
 
 def test_shuffling_depends_on_seed_and_epoch_alone():
@@ -272,9 +272,9 @@ def test_bf16_predictions_stay_close_to_fp32():
 
 
 def test_an_interrupted_run_continues_to_the_same_end(rnn_run, call, tmp_path):
-    flags = ["--data", "synthetic", "--runs-dir", str(tmp_path), "--epochs", "3"]
+    flags = ["--data", "synthetic", "--runs-dir", str(tmp_path), "--epochs", str(EPOCHS)]
     process = subprocess.Popen([sys.executable, "rnn_mnist.py", *flags], cwd=ROOT, text=True, stdout=-1, stderr=-1)
-    next(line for line in process.stdout if line.startswith("  1/3"))
+    next(line for line in process.stdout if line.startswith(f"  1/{EPOCHS}"))
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -283,11 +283,11 @@ def test_an_interrupted_run_continues_to_the_same_end(rnn_run, call, tmp_path):
     assert call(rnn_mnist, *flags)[0] == 0
     _, undisturbed = rnn_run
     folder = tmp_path / "rnn_mnist" / undisturbed.name
-    assert rows_but_seconds(folder) == rows_but_seconds(undisturbed)[:3]
+    assert rows_but_seconds(folder) == rows_but_seconds(undisturbed)
     events, expected = read_events(folder), read_events(undisturbed)
     for tag in utils.TENSORBOARD_TAGS:
         points, first_points = ([(p.step, p.value) for p in each.Scalars(tag)] for each in (events, expected))
-        assert points == first_points[:3]
+        assert points == first_points
 
 
 def test_more_epochs_extend_a_run_and_fresh_starts_over(tiny_digits, tmp_path):

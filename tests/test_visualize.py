@@ -39,7 +39,7 @@ def test_every_figure_of_a_cnn_run_is_written_with_title_labels_and_legends(
 ):
     _, folder = cnn_run
     data = visualize.FinishedRun(folder).data
-    few = data._replace(test_images=data.test_images[:500], test_labels=data.test_labels[:500])
+    few = data._replace(test_images=data.test_images[:200], test_labels=data.test_labels[:200])
     monkeypatch.setattr(visualize, "load_once", lambda *_: few)
     status, output, error = call(visualize, folder, "--output-dir", tmp_path)
     assert (status, error) == (0, "")
