@@ -327,30 +327,19 @@ def synthetic_digits(seed=0):
 def _glyph_sheet(size=56):
     """Draw every digit in each bundled font at three stroke widths: float32 (styles, 10, size, size) in [0, 1]."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.patches import PathPatch
-    from matplotlib.textpath import TextPath
-    from matplotlib.transforms import Affine2D
+    from PIL import Image, ImageDraw, ImageFont
 
-    fonts = "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSerif STIXGeneral cmss10"
-    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    styles = [(folder / f"{font}.ttf", width) for font in fonts.split() for width in (0.5, 2.5, 4.5)]
-    height, width = len(styles) * size, 10 * size
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    for row, (font, stroke_width) in enumerate(styles):
-        for digit in range(10):
-            path = TextPath((0, 0), str(digit), size=0.7 * size, prop=FontProperties(fname=font))
-            box = path.get_extents()
-            centre = ((digit + 0.5) * size, height - (row + 0.5) * size)
-            moved = Affine2D().translate(centre[0] - (box.x0 + box.x1) / 2, centre[1] - (box.y0 + box.y1) / 2)
-            stroke = stroke_width * 72 / 100  # pixels to points
-            figure.add_artist(PathPatch(moved.transform_path(path), fc="k", ec="k", lw=stroke, transform=None))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    ink = 1 - np.asarray(canvas.buffer_rgba())[..., 0].astype(np.float32) / 255
-    return ink.reshape(len(styles), size, 10, size).transpose(0, 2, 1, 3).copy()
+    names = "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSerif STIXGeneral cmss10"
+    glyphs = []
+    for name, stroke_width, digit in itertools.product(names.split(), (0, 1, 2), DIGITS):
+        file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+        font, glyph = ImageFont.truetype(file, 0.7 * size), Image.new("L", (size, size))
+        brush = ImageDraw.Draw(glyph)
+        left, top, right, bottom = brush.textbbox((0, 0), digit, font, stroke_width=stroke_width)
+        corner = ((size - left - right) / 2, (size - top - bottom) / 2)
+        brush.text(corner, digit, 255, font, stroke_width=stroke_width)
+        glyphs.append(np.asarray(glyph, dtype=np.float32) / 255)
+    return np.stack(glyphs).reshape(-1, len(DIGITS), size, size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -844,7 +833,7 @@ def work_through(grid, train_one):
     there is nothing left to take.
     """
     runs = [None] * len(grid)
-    first = int(os.environ.get("RANK", 0)) == 0
+    first, announced = int(os.environ.get("RANK", 0)) == 0, False
     while None in runs:
         missing = runs.count(None)
         for number, settings in enumerate(grid):
@@ -854,6 +843,9 @@ def work_through(grid, train_one):
         if runs.count(None) == missing:  # other processes train all that is left
             if not first:
                 return None
+            if not announced:
+                print(f"waiting for what other processes train, {missing} of {len(grid)} runs", flush=True)
+            announced = True
             time.sleep(1)
     return runs if first else None
 

@@ -17,16 +17,11 @@ EPOCHS = 2  # of the runs that many tests look at
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.trace:FutureWarning")
-    config.addinivalue_line("filterwarnings", "ignore::torch.jit.TracerWarning")
-
-
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of the real data sets."""
     if not all((ROOT / "data" / file).exists() for file in REAL_FILES):
-        pytest.skip("data/ does not hold the real CIFAR-10 and MNIST")
+        pytest.skip("data/ does not hold the real CIFAR-10 and MNIST; the training scripts download them there")
     return ROOT / "data"
 
 

@@ -125,6 +125,7 @@ def test_the_first_process_waits_for_a_run_that_another_trains_and_the_others_do
     status, output, _ = train("--hidden-size", "3", "4")
     assert status == 0
     assert time.monotonic() - start > 1
+    assert output.count("waiting for what other processes train, 1 of 2 runs") == 1
     assert "test accuracy in % after epoch 1" in output
 
 
