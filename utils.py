@@ -588,7 +588,6 @@ def check_config(config, path):
         for name in (*COMMON_SETTINGS, *config["defining"]):
             if RULES[name](str(config[name])) != config[name]:
                 raise ValueError
-        Path(config["data_dir"])
     except (KeyError, TypeError, ValueError, argparse.ArgumentTypeError):
         value = config.get(name, "missing") if isinstance(config, dict) else "missing"
         raise InputError(f"{path} is not of this project: {name} is {str(value)[:80]}; train the run again") from None
@@ -915,6 +914,8 @@ def whole_number(low, high):
     return _checked(int, lambda value: low <= value <= high, f"a whole number from {low} to {high}")
 
 
+folder_name = _checked(str, bool, "the name of a folder")
+
 # What a setting may be, on the command line and in the files of a run: functions from its text to its value.
 RULES = {
     "script": one_of("cnn_cifar10", "rnn_mnist"),
@@ -928,6 +929,7 @@ RULES = {
     "seed": whole_number(0, 2**31 - 1),
     "epochs": whole_number(1, 999),
     "data_source": one_of("real", "synthetic"),
+    "data_dir": folder_name,
     "device": one_of("cpu", "cuda", "mps"),
     "precision": one_of("fp32", "bf16"),
     "threads": whole_number(1, 1024),
@@ -948,8 +950,8 @@ def experiment_parser(description, lr, batch_size):
     flag("--seed", nargs="+", type=RULES["seed"], default=[0], help="default: 0")
     real_first = "auto: the real set if it is there or can be downloaded, else the embedded one; default: auto"
     flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=real_first)
-    flag("--data-dir", default="data", help="where the real sets lie or are downloaded to; default: data")
-    flag("--runs-dir", default="runs", help="where the run's folder is made; default: runs")
+    flag("--data-dir", type=folder_name, default="data", help="where the real sets lie or shall lie; default: data")
+    flag("--runs-dir", type=folder_name, default="runs", help="where the run's folder is made; default: runs")
     flag("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     native_bf16 = "auto: bf16 where it pays and the hardware multiplies it natively, else fp32; default: auto"
     flag("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=native_bf16)
@@ -1006,7 +1008,7 @@ def resolve_config(script, args, settings, data_source):
         "defining": list(settings),
         "epochs": args.epochs,
         "data_source": data_source,
-        "data_dir": str(args.data_dir),
+        "data_dir": args.data_dir,
         "device": device,
         "precision": precision,
         "threads": 1 if settings.get("hidden_size", math.inf) <= SMALL_HIDDEN_SIZE else args.threads,

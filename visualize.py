@@ -36,6 +36,7 @@ from utils import (
     ArgumentParser,
     InputError,
     autocast,
+    folder_name,
     load_checkpoint,
     load_data,
     load_tensors,
@@ -1455,21 +1456,21 @@ def find_runs(folder):
 def main():
     matplotlib.rcParams.update(STYLE, **{"figure.constrained_layout.use": True})
     parser = ArgumentParser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs")
+    parser.add_argument("runs", nargs="+", type=folder_name, metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument(
         "--figures", nargs="+", choices=tuple(FIGURES | COMPARISONS), metavar="NAME", help="default: all that fit"
     )
-    parser.add_argument("--output-dir", type=Path, help="default: RUN/figures, or FOLDER/comparison for several runs")
+    parser.add_argument("--output-dir", type=folder_name, help="default: RUN/figures; of several, FOLDER/comparison")
     args = parser.parse_args()
-    first = args.runs[0]
-    if len(args.runs) == 1 and (first / "config.json").exists():
-        visualize_run(FinishedRun(first), args.figures, args.output_dir or first / "figures")
+    first, *others = folders = [Path(name) for name in args.runs]
+    if not others and (first / "config.json").exists():
+        visualize_run(FinishedRun(first), args.figures, Path(args.output_dir or first / "figures"))
         return
     runs = []
-    for folder in args.runs:
+    for folder in folders:
         runs += [FinishedRun(folder)] if (folder / "config.json").exists() else find_runs(folder)
-    comparison = (first if len(args.runs) == 1 else Path("runs")) / "comparison"
-    compare_runs(runs, args.figures, args.output_dir or comparison)
+    comparison = (Path("runs") if others else first) / "comparison"
+    compare_runs(runs, args.figures, Path(args.output_dir or comparison))
 
 
 if __name__ == "__main__":
