@@ -533,12 +533,16 @@ def load_checkpoint(folder):
     checkpoint = load_tensors(path, keys=("config", "history", "events", "model", "optimizer", "random"))
     check_config(checkpoint["config"], path)
     with suppress(KeyError, TypeError, AttributeError):
-        history, sizes = checkpoint["history"], checkpoint["events"].values()
-        numbers = [*sizes, *(row[name] for row in history for name in METRICS)]
-        in_order = [row["epoch"] for row in history] == list(range(1, len(history) + 1))
-        if in_order and all(isinstance(number, (int, float)) for number in numbers):
+        sizes = checkpoint["events"].values()
+        if is_history(checkpoint["history"]) and all(isinstance(size, int) and size >= 0 for size in sizes):
             return checkpoint
     raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
+
+
+def is_history(rows):
+    """Whether rows, a list of dict, are metrics of epochs from 1 on, all finite; may raise KeyError and TypeError."""
+    in_order = [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    return in_order and all(math.isfinite(row[name]) for row in rows for name in METRICS)
 
 
 def restore(checkpoint, model, optimizer=None):
@@ -565,7 +569,7 @@ def read_metrics(folder):
             rows = [{name: float(row[name]) for name in METRICS} for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, TypeError):
         rows = []
-    if not rows:
+    if not rows or not is_history(rows):
         raise InputError(f"{path} is missing, empty or damaged; train the run first")
     return rows
 

@@ -15,6 +15,7 @@ import csv
 import io
 import itertools
 import math
+from contextlib import suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -890,6 +891,11 @@ def measure_gabor(run, output_dir):
     return fits
 
 
+def read_gabor(folder):
+    """Return the gabor.csv that measure_gabor wrote into a folder, as read_table does."""
+    return read_table(folder / "gabor.csv", GABOR, lambda rows: {row["kernels"] for row in rows} == set(KERNELS))
+
+
 def gabor(run, output_dir):
     """Draw each kernel of conv1, the Gabor function closest to it and what is left, and R² beside both null models."""
     fits, kernels = measure_gabor(run, output_dir), run.model.conv1.weight.detach()[:, 0]
@@ -952,6 +958,17 @@ def measure_gradients(run, output_dir, images=1000):
     write_table(rows, GRADIENTS, output_dir / "gradients.csv")
 
 
+def read_gradients(folder):
+    """Return the gradients.csv that measure_gradients wrote into a folder, as read_table does."""
+
+    def is_whole(rows):
+        hidden, cell = ([(step, state) for step in range(1, 29)] for state in ("hidden", "cell"))
+        places = [(row["step"], row["state"]) for row in rows]
+        return places in (hidden, hidden + cell) and min(rows[27]["untrained"], rows[27]["trained"]) > 0
+
+    return read_table(folder / "gradients.csv", GRADIENTS, is_whole)
+
+
 def draw_gradients(settings):
     """Draw the gradient norms of gradients.csv over the steps, by label: list of such tables, one a seed.
 
@@ -964,9 +981,10 @@ def draw_gradients(settings):
     for (label, tables), colour in zip(settings.items(), distinct_colours(len(settings)), strict=True):
         for (state, when), style in styles.items():
             lines = [[row[when] for row in table if row["state"] == state] for table in tables]
-            norms = np.where(np.array(lines) > 0, lines, np.nan)  # the last cell state is read by nothing
-            steps = np.arange(1, norms.shape[1] + 1)
-            if len(steps):
+            norms = np.array(list(filter(None, lines)))
+            if len(norms):
+                norms[norms <= 0] = np.nan  # the last cell state is read by nothing
+                steps = np.arange(1, norms.shape[1] + 1)
                 axes.plot(steps, np.exp(np.log(norms).mean(0)), style, color=colour, linewidth=1.4)
                 if len(settings) <= 3:
                     axes.fill_between(steps, norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
@@ -981,7 +999,7 @@ def draw_gradients(settings):
 
 def gradients(run, output_dir):
     measure_gradients(run, output_dir)
-    figure = draw_gradients({run.title: [read_table(output_dir / "gradients.csv", GRADIENTS)]})
+    figure = draw_gradients({run.title: [read_gradients(output_dir)]})
     figure.suptitle(f"How far back the loss reaches into the top layer's state\n{run.title}")
     save_figure(figure, output_dir / "gradients.png")
 
@@ -1124,17 +1142,17 @@ def compare_against(title, settings, output_dir):
         save_figure(figure, output_dir / f"{title}.png")
 
 
-def measured_tables(settings, name, columns, measure, fits):
-    """Return the tables called name of the runs of each setting that have one, measured anew where that is possible.
+def measured_tables(settings, measure, read, fits):
+    """Return the tables of the runs of each setting that have one, measured anew where that is possible.
 
-    measure(run, folder) writes the table; fits(run): whether it is for this kind of network.
+    measure(run, folder) writes the table; read(folder) returns it; fits(run): whether it is for this kind of network.
     """
     tables = {}
     for label, runs in settings.items():
         for run in filter(fits, runs):
             if (run.folder / "checkpoint.pt").exists():
                 measure(run, run.folder / "figures")
-        found = [read_table(run.folder / "figures" / name, columns) for run in filter(fits, runs)]
+        found = [read(run.folder / "figures") for run in filter(fits, runs)]
         if any(found):
             tables[label] = [table for table in found if table]
     return tables
@@ -1142,7 +1160,7 @@ def measured_tables(settings, name, columns, measure, fits):
 
 def compare_gradients(settings, output_dir):
     """Draw the gradient norms of all recurrent runs, measured anew where there is a checkpoint, else as written."""
-    tables = measured_tables(settings, "gradients.csv", GRADIENTS, measure_gradients, lambda run: not run.is_cnn)
+    tables = measured_tables(settings, measure_gradients, read_gradients, lambda run: not run.is_cnn)
     if tables:
         figure = draw_gradients(tables)
         figure.suptitle("How far back the loss reaches into the top layer's state")
@@ -1151,7 +1169,7 @@ def compare_gradients(settings, output_dir):
 
 def compare_gabor(settings, output_dir):
     """Draw each convolutional run's median R² of Gabor functions beside those of both null models."""
-    tables = measured_tables(settings, "gabor.csv", GABOR, measure_gabor, lambda run: run.is_cnn)
+    tables = measured_tables(settings, measure_gabor, read_gabor, lambda run: run.is_cnn)
     if not tables:
         return
     figure = Figure(figsize=(WIDTH, 1.4 + 0.45 * len(tables)))
@@ -1301,7 +1319,7 @@ def claim_cnn_wins(m):
 
 def claim_gabor(m):
     runs = m.runs(script="cnn_cifar10", dataset="cifar10", lr=1e-4, optimizer="adam")
-    tables = [table for run in runs if (table := read_table(run.folder / "figures" / "gabor.csv", GABOR))]
+    tables = [table for run in runs if (table := read_gabor(run.folder / "figures"))]
     trained, *nulls = (median_r2(tables, kernels) for kernels in KERNELS)
     for name, null in zip(KERNELS[1:], nulls, strict=True):
         yield comparison("median R² of the trained kernels", trained, name, null, form=".3f")
@@ -1310,7 +1328,7 @@ def claim_gabor(m):
 def claim_gradients(m):
     def reaches(cell, when):
         runs = m.runs(script="rnn_mnist", cell=cell, hidden_size=30)
-        tables = [read_table(run.folder / "figures" / "gradients.csv", GRADIENTS) for run in runs]
+        tables = [read_gradients(run.folder / "figures") for run in runs]
         return [reach(table, when) for table in tables if table]
 
     for when in ("untrained", "trained"):
@@ -1392,18 +1410,19 @@ def save_text(text, path):
     tqdm.write(str(path))
 
 
-def read_table(path, columns):
+def read_table(path, columns, is_whole):
     """Return a table that write_table wrote as a list of dict, empty where there is none; raises InputError if damaged.
 
-    columns: the type by name.
+    columns: the type by name; is_whole(rows): whether nothing is missing.
     """
     if not path.is_file():
         return []
-    try:
-        with open(path, newline="") as file:
-            return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
-    except (KeyError, ValueError, TypeError):
-        raise InputError(f"{path} is damaged; delete it, or write it anew with --figures {path.stem}") from None
+    with suppress(KeyError, ValueError, TypeError), open(path, newline="") as file:
+        rows = [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
+        finite = all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+        if finite and is_whole(rows):
+            return rows
+    raise InputError(f"{path} is damaged; delete it, or write it anew with --figures {path.stem}")
 
 
 def write_table(rows, columns, path):

@@ -11,6 +11,7 @@ from conftest import run_command
 
 import cnn_cifar10
 import rnn_mnist
+import utils
 import visualize
 
 
@@ -173,6 +174,39 @@ def test_a_checkpoint_of_another_network_is_refused(call, copied_run):
 def test_damaged_run_files_are_named(call, copied_run, name, content):
     (copied_run / name).write_text(content)
     assert_refused(call(visualize, copied_run), str(copied_run / name))
+
+
+@pytest.mark.parametrize("row", ["1,nan,1,1,1,1", "2,1,1,1,1,1", "1,1,1,1,1"])
+def test_metrics_that_no_run_can_have_are_refused(call, copied_run, row):
+    (copied_run / "metrics.csv").write_text(",".join(utils.METRICS) + f"\n{row}\n")
+    assert_refused(call(visualize, copied_run, "--figures", "curves"), "metrics.csv is missing, empty or damaged")
+
+
+GRADIENTS = ["step,state,untrained,trained", *(f"{step},hidden,1,1" for step in range(1, 29))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        ("gradients", GRADIENTS[:1]),
+        ("gradients", GRADIENTS[:-1]),
+        ("gradients", [*GRADIENTS[:-1], "28,hidden,0,0"]),
+        ("gradients", [*GRADIENTS[:-1], "28,hidden,inf,1"]),
+        ("gradients", [*GRADIENTS, "28,cell,1,1"]),
+        ("gradients", ["step", "1"]),
+        ("gabor", ["kernels,feature_map,r2,orientation_degrees,cycles_per_pixel", "trained,0,0.5,90,0.2"]),
+    ],
+)
+def test_damaged_tables_are_named(call, tmp_path, request, kind, lines):
+    _, folder = request.getfixturevalue("rnn_run" if kind == "gradients" else "cnn_run")
+    for name in ("one", "two"):
+        (tmp_path / name / "figures").mkdir(parents=True)
+        for file in ("config.json", "metrics.csv"):
+            shutil.copy(folder / file, tmp_path / name / file)
+    table = tmp_path / "one" / "figures" / f"{kind}.csv"
+    table.write_text("\n".join([*lines, ""]))
+    words = f"{table} is damaged; delete it, or write it anew with --figures {kind}"
+    assert_refused(call(visualize, tmp_path, "--figures", kind), words)
 
 
 def test_a_figure_that_the_network_does_not_have(call, copied_run):

@@ -268,8 +268,10 @@ def test_claims_about_the_insides_follow_from_the_tables_in_the_runs_figures(tmp
             visualize.write_table(rows, visualize.GABOR, run.folder / "figures" / "gabor.csv")
         else:
             # before training, the LSTM's cell state alone reaches back
-            rows = [(1, "hidden", 1e-9 if run.config["cell"] == "lstm" else reach[run.config["cell"]], 1)]
-            rows += [(1, "cell", reach["lstm"], 1)] * (run.config["cell"] == "lstm") + [(28, "hidden", 1, 1)]
+            cell = run.config["cell"]
+            rows = [(step, "hidden", 1, 1) for step in range(1, 29)]
+            rows[0] = (1, "hidden", 1e-9 if cell == "lstm" else reach[cell], 1)
+            rows += [(step, "cell", reach["lstm"], 1) for step in range(1, 29)] * (cell == "lstm")
             visualize.write_table(rows, visualize.GRADIENTS, run.folder / "figures" / "gradients.csv")
     (tmp_path / "comparison").mkdir()
     visualize.claims(visualize.group_by_setting(visualize.find_runs(tmp_path)), tmp_path / "comparison")

@@ -288,7 +288,9 @@ def test_settings_that_no_run_can_have_are_refused(finished_run, tmp_path, train
         {"history": [{"epoch": 1}]},
         {"history": [{**dict.fromkeys(utils.METRICS, 1.0), "epoch": 2}]},
         {"events": ["a"]},
+        {"history": [{**dict.fromkeys(utils.METRICS, math.nan), "epoch": 1}]},
         {"events": {"a": "b"}},
+        {"events": {"a": -1}},
         {"random": torch.zeros(3)},
         {"optimizer": {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}}, "param_groups": []}},
         {"optimizer": None},
@@ -333,7 +335,7 @@ def test_every_place_shows_the_same_figure(rnn_run, tmp_path, call):
         assert points[tag, EPOCHS] == float(np.float32(last[name]))
     assert f"test accuracy {last['test_accuracy']:.2f} % after epoch {EPOCHS}" in done.stdout
     assert call(visualize, folder, folder, "--figures", "results", "--output-dir", tmp_path)[0] == 0
-    row = visualize.read_table(tmp_path / "results.csv", {"mean": float, "setting": str, "seeds": int})[0]
+    row = visualize.read_table(tmp_path / "results.csv", {"mean": float, "setting": str, "seeds": int}, bool)[0]
     assert row["mean"] == pytest.approx(last["test_accuracy"], abs=1e-9)
     torch.set_num_threads(run.config["threads"])
     data = run.data

@@ -327,7 +327,7 @@ def test_every_figure_of_a_recurrent_run_is_written(rnn_run, tmp_path, call):
 def test_gabor_table_holds_the_kernels_and_both_null_models(cnn_run, tmp_path):
     run = visualize.FinishedRun(cnn_run[1])
     visualize.gabor(run, tmp_path)
-    rows = visualize.read_table(tmp_path / "gabor.csv", visualize.GABOR)
+    rows = visualize.read_gabor(tmp_path)
     assert [(row["kernels"], row["feature_map"]) for row in rows] == [
         (kernels, number) for kernels in ("trained", "untrained", "noise") for number in range(32)
     ]
