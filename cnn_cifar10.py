@@ -55,9 +55,6 @@ class LeNet5(Classifier):
         return {"conv1": conv1, "conv2": conv2}
 
 
-# The settings that define an experiment, in the order in which they name its folder.
-SETTINGS = ("dataset", "optimizer", "lr", "momentum", "batch_size", "seed")
-
 # The reference report's experiments, with the test accuracy in percent that it gives after ten epochs.
 COMMON = {"momentum": 0.0, "batch_size": 128}
 EXPERIMENTS = [
@@ -90,8 +87,8 @@ def main():
     parser.add_argument(
         "--dataset", nargs="+", choices=("cifar10", "mnist"), default=["cifar10"], help="default: cifar10"
     )
-    args = parse_experiments(parser, SETTINGS)
-    run_experiments("cnn_cifar10", args, SETTINGS, build_model, EXPERIMENTS, log_convolutions)
+    args = parse_experiments("cnn_cifar10", parser)
+    run_experiments("cnn_cifar10", args, build_model, EXPERIMENTS, log_convolutions)
 
 
 if __name__ == "__main__":

@@ -48,9 +48,6 @@ class RowReader(Classifier):
         return self.fc(outputs[:, -1])
 
 
-# The settings that define an experiment, in the order in which they name its folder.
-SETTINGS = ("dataset", "cell", "hidden_size", "optimizer", "lr", "momentum", "batch_size", "seed")
-
 # The reference report's experiments, with the test accuracy in percent that it gives after ten epochs.
 COMMON = {"dataset": "mnist", "momentum": 0.0, "batch_size": 64}
 EXPERIMENTS = [
@@ -82,8 +79,8 @@ def main():
     parser.add_argument("--cell", nargs="+", choices=tuple(CELLS), default=["rnn"], help="default: rnn")
     text = "hidden units of each layer; default: 30"
     parser.add_argument("--hidden-size", nargs="+", type=RULES["hidden_size"], default=[30], help=text)
-    args = parse_experiments(parser, SETTINGS)
-    run_experiments("rnn_mnist", args, SETTINGS, build_model, EXPERIMENTS)
+    args = parse_experiments("rnn_mnist", parser)
+    run_experiments("rnn_mnist", args, build_model, EXPERIMENTS)
 
 
 if __name__ == "__main__":

@@ -373,7 +373,7 @@ class Run:
             self._checkpoint = load_checkpoint(self.folder)
             self.history = self._checkpoint["history"]
             self.config = {**self._checkpoint["config"], "epochs": max(config["epochs"], self.epoch)}
-            if any(self.config.get(key) != config[key] for key in self.config["defining"]):
+            if any(self.config[name] != config[name] for name in ("script", *SETTINGS[config["script"]])):
                 raise InputError(
                     f"{self.folder} holds another experiment; --fresh starts over, or use another --runs-dir"
                 )
@@ -454,7 +454,7 @@ class Run:
         from torch.utils.tensorboard.summary import hparams
 
         surroundings = ("epochs", "data_source", "device", "precision", "threads", "parameters")
-        settings = {key: self.config[key] for key in (*self.config["defining"], *surroundings)}
+        settings = {name: self.config[name] for name in (*SETTINGS[self.config["script"]], *surroundings)}
         return hparams(settings, dict.fromkeys(TENSORBOARD_TAGS, 0.0))
 
     def _event_files(self):
@@ -589,9 +589,12 @@ def check_config(config, path):
     """Raises InputError when a setting in a run's config, read from path, is missing or is none that a run can have."""
     name = "script"
     try:
-        for name in (*COMMON_SETTINGS, *config["defining"]):
+        for name in (*COMMON_SETTINGS, *SETTINGS[config["script"]]):
             if RULES[name](str(config[name])) != config[name]:
                 raise ValueError
+        name = "dataset"
+        if config["script"] == "rnn_mnist" and config["dataset"] != "mnist":
+            raise ValueError
     except (KeyError, TypeError, ValueError, argparse.ArgumentTypeError):
         value = config.get(name, "missing") if isinstance(config, dict) else "missing"
         raise InputError(f"{path} is not of this project: {name} is {str(value)[:80]}; train the run again") from None
@@ -740,11 +743,12 @@ def processes():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def requested_settings(args, names, experiments):
-    """Return what the flags ask for, a list of settings (dict by name), no two alike.
+def requested_settings(script, args, experiments):
+    """Return what a script's flags ask for, a list of settings (dict by name), no two alike.
 
     With --report that is the report's list, else the product of the flags' values; momentum is SGD's alone.
     """
+    names = SETTINGS[script]
     if args.report:
         grid = [{**experiment.settings, "seed": seed} for seed in args.seed for experiment in experiments]
     else:
@@ -756,14 +760,13 @@ def requested_settings(args, names, experiments):
     return [settings for number, settings in enumerate(ordered) if settings not in ordered[:number]]
 
 
-def run_experiments(script, args, names, build_model, experiments, after_epoch=lambda run, model, data, epoch: None):
+def run_experiments(script, args, build_model, experiments, after_epoch=lambda run, model, data, epoch: None):
     """Train what the flags ask for, each experiment in its run folder; say how it ended and what to type next.
 
-    names: of the settings that define an experiment and name its folder; build_model(config) returns the untrained
-    network; after_epoch: see train.
+    build_model(config) returns the untrained network; after_epoch: see train.
     """
     args.threads = share_of_cores()
-    sets, grid = {}, requested_settings(args, names, experiments)
+    sets, grid = {}, requested_settings(script, args, experiments)
 
     def train_one(settings):
         name = settings["dataset"]
@@ -940,6 +943,11 @@ RULES = {
     "parameters": whole_number(1, 10**9),
 }
 COMMON_SETTINGS = [name for name in RULES if name not in ("cell", "hidden_size")]  # of every run
+# The settings that define a script's experiment, in the order in which they name its folder.
+SETTINGS = {
+    "cnn_cifar10": ("dataset", "optimizer", "lr", "momentum", "batch_size", "seed"),
+    "rnn_mnist": ("dataset", "cell", "hidden_size", "optimizer", "lr", "momentum", "batch_size", "seed"),
+}
 
 
 def experiment_parser(description, lr, batch_size):
@@ -964,12 +972,12 @@ def experiment_parser(description, lr, batch_size):
     return parser
 
 
-def parse_experiments(parser, names):
-    """Return the parsed command line; names: of the settings that define an experiment."""
+def parse_experiments(script, parser):
+    """Return a script's parsed command line."""
     args = parser.parse_args()
     if any(args.momentum) and "sgd" not in args.optimizer:
         parser.error(f"argument --momentum: {max(args.momentum):g} needs --optimizer sgd")
-    changed = [name for name in names if name != "seed" and getattr(args, name) != parser.get_default(name)]
+    changed = [name for name in SETTINGS[script] if name != "seed" and getattr(args, name) != parser.get_default(name)]
     if args.report and changed:
         parser.error(f"argument --report: brings its own settings; leave out --{changed[0].replace('_', '-')}")
     if args.fresh and processes() > 1:
@@ -1009,7 +1017,6 @@ def resolve_config(script, args, settings, data_source):
     return {
         "script": script,
         **settings,
-        "defining": list(settings),
         "epochs": args.epochs,
         "data_source": data_source,
         "data_dir": args.data_dir,
@@ -1036,7 +1043,7 @@ def experiment_name(config, with_seed=True):
     """Return the name made from the settings that define an experiment, the data source first when it is not real."""
     units = {"lr": "lr", "momentum": "momentum", "hidden_size": "hidden", "batch_size": "batch", "seed": "seed"}
     skipped = {"momentum" if config["optimizer"] == "adam" else None, None if with_seed else "seed"}
-    parts = [f"{units.get(key, '')}{config[key]}" for key in config["defining"] if key not in skipped]
+    parts = [f"{units.get(key, '')}{config[key]}" for key in SETTINGS[config["script"]] if key not in skipped]
     return "_".join(["synthetic"] * (config["data_source"] == "synthetic") + parts)
 
 

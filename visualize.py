@@ -34,6 +34,7 @@ import rnn_mnist
 from utils import (
     DATASET_TITLES,
     REPORT_EPOCHS,
+    SETTINGS,
     ArgumentParser,
     InputError,
     autocast,
@@ -1052,8 +1053,13 @@ def group_by_setting(runs):
 
     Runs of fewer epochs than the reference report's are a setting of their own.
     """
+
+    def in_order(run):
+        script = run.config["script"]
+        return script, *(run.config[name] for name in SETTINGS[script])
+
     settings = {}
-    for run in sorted(runs, key=lambda run: [run.config[name] for name in ("script", *run.config["defining"])]):
+    for run in sorted(runs, key=in_order):
         epochs = len(run.metrics)
         label = run.setting() + (f", only {epochs} epochs" if epochs < REPORT_EPOCHS else "")
         settings.setdefault(label, {}).setdefault(run.config["seed"], run)

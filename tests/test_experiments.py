@@ -25,7 +25,7 @@ import visualize
 def requested(script, **flags):
     given = {"report": False, "optimizer": ["adam"], "lr": [1e-3], "momentum": [0.0], "batch_size": [64], "seed": [0]}
     given |= {"dataset": ["mnist"], "cell": ["rnn"], "hidden_size": [30], **flags}
-    return utils.requested_settings(SimpleNamespace(**given), script.SETTINGS, script.EXPERIMENTS)
+    return utils.requested_settings(script.__name__, SimpleNamespace(**given), script.EXPERIMENTS)
 
 
 def test_several_values_make_the_product_without_repeats():
@@ -34,7 +34,7 @@ def test_several_values_make_the_product_without_repeats():
     assert {(row["cell"], row["lr"], row["seed"]) for row in grid} == {
         (cell, lr, seed) for cell in ("rnn", "gru") for lr in (0.1, 0.01) for seed in (0, 1, 2)
     }
-    assert all(list(row) == list(rnn_mnist.SETTINGS) for row in grid)
+    assert all(list(row) == list(utils.SETTINGS["rnn_mnist"]) for row in grid)
 
 
 def test_momentum_is_a_choice_of_sgd_alone():
@@ -84,7 +84,7 @@ def test_report_trains_all_and_prints_a_table(train, tmp_path):
 def test_table_gives_mean_and_deviation_over_seeds_and_where_the_reported_figure_lies(capsys):
     def run(seed, accuracy):
         settings = {**cnn_cifar10.EXPERIMENTS[0].settings, "seed": seed}
-        config = {**settings, "defining": list(cnn_cifar10.SETTINGS), "data_source": "real", "epochs": 10}
+        config = {**settings, "script": "cnn_cifar10", "data_source": "real", "epochs": 10}
         return SimpleNamespace(config=config, epoch=10, history=[{"test_accuracy": accuracy}] * 10)
 
     utils.print_results([run(0, 60.0), run(1, 62.0), run(2, 61.0)], 10, cnn_cifar10.EXPERIMENTS)
@@ -186,8 +186,8 @@ def invent_runs(folder, accuracy, seeds=(0, 1, 2)):
     for script in (cnn_cifar10, rnn_mnist):
         for experiment in script.EXPERIMENTS:
             for seed in seeds:
-                settings = {name: {**experiment.settings, "seed": seed}[name] for name in script.SETTINGS}
-                config = {"script": script.__name__, **settings, "defining": list(settings), "epochs": 10}
+                settings = {**experiment.settings, "seed": seed}
+                config = {"script": script.__name__, **settings, "epochs": 10}
                 config |= {"data_source": "real", "data_dir": "data", "parameters": len(str(settings.get("cell")))}
                 config |= {"device": "cpu", "precision": "fp32", "threads": 2}
                 path = utils.run_folder(folder, config)

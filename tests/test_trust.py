@@ -263,8 +263,8 @@ def finished_run(train, tmp_path):
         ("precision", "fp8"),
         ("threads", 10**6),
         ("parameters", None),
-        ("defining", ["__class__"]),
-        ("defining", None),
+        ("dataset", "cifar10"),
+        ("script", ["rnn_mnist"]),
     ],
 )
 def test_settings_that_no_run_can_have_are_refused(finished_run, tmp_path, train, call, name, value):
@@ -377,7 +377,7 @@ def test_any_configuration_trains_a_step_and_reloads_to_identical_outputs(case, 
     monkeypatch.setattr(utils, "synthetic_pictures", lambda: pictures)
     kept = []
     monkeypatch.setattr(utils, "evaluate", lambda model, *_: (kept.append(model), (1.0, 10.0))[1])
-    names = [name for name in script.SETTINGS if script is cnn_cifar10 or name != "dataset"]
+    names = [name for name in utils.SETTINGS[script.__name__] if script is cnn_cifar10 or name != "dataset"]
     flags = [f"--{name.replace('_', '-')}={settings[name]}" for name in names]
     status, _, error = call(script, "--data", "synthetic", "--epochs", 1, "--runs-dir", tmp_path, *flags)
     assert (status, error) == (0, "")
@@ -397,7 +397,7 @@ def test_any_grid_is_the_product_of_its_values_without_repeats(case):
     values["batch_size"] = [rng.choice([32, 64]) for _ in range(rng.randint(1, 3))]
     values["hidden_size"] = [rng.randint(1, 5) for _ in range(rng.randint(1, 4))]
     values["cell"] = [rng.choice(["rnn", "gru"]) for _ in range(rng.randint(1, 3))]
-    grid = utils.requested_settings(SimpleNamespace(report=False, **values), rnn_mnist.SETTINGS, [])
+    grid = utils.requested_settings("rnn_mnist", SimpleNamespace(report=False, **values), [])
     assert len(grid) == math.prod(len(set(each)) for each in values.values())
     assert len({json.dumps(row) for row in grid}) == len(grid)
     assert all(row[name] in values[name] for row in grid for name in values)
