@@ -7,7 +7,8 @@
     python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    every combination of the values
     python rnn_mnist.py --data synthetic            on embedded digits, where there is neither data nor network
 
-The run's folder, runs/rnn_mnist/..., gets TensorBoard's events, metrics.csv and the checkpoint.
+The run's folder, runs/rnn_mnist/..., gets TensorBoard's events, metrics.csv, the checkpoint and the weights after every
+epoch.
 """
 
 from torch import nn
@@ -73,6 +74,10 @@ def build_model(config):
     return RowReader(config["cell"], config["hidden_size"])
 
 
+def keep_weights(run, model, data, epoch):
+    run.save_snapshot(epoch, model.state_dict())
+
+
 def main():
     parser = experiment_parser(__doc__, lr=1e-3, batch_size=64)
     parser.set_defaults(dataset=["mnist"])
@@ -80,7 +85,7 @@ def main():
     text = "hidden units of each layer; default: 30"
     parser.add_argument("--hidden-size", nargs="+", type=RULES["hidden_size"], default=[30], help=text)
     args = parse_experiments("rnn_mnist", parser)
-    run_experiments("rnn_mnist", args, build_model, EXPERIMENTS)
+    run_experiments("rnn_mnist", args, build_model, EXPERIMENTS, keep_weights)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_run_folder_holds_what_the_contract_says(run, request):
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert [row["epoch"] for row in checkpoint["history"]] == list(range(1, EPOCHS + 1))
     assert [{key: str(value) for key, value in row.items()} for row in checkpoint["history"]] == read_rows(folder)
-    expected = [f"epoch_{epoch:02d}.pt" for epoch in range(EPOCHS + 1)] if run == "cnn_run" else []
+    expected = [f"epoch_{epoch:02d}.pt" for epoch in range(EPOCHS + 1)]
     assert sorted(path.name for path in folder.glob("snapshots/*")) == expected
     assert not list(folder.glob("*.part"))
 
