@@ -11,85 +11,127 @@ The run's folder, runs/cnn_cifar10/..., gets TensorBoard's events, metrics.csv, 
 weights after every epoch.
 """
 
+from collections import OrderedDict
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import Classifier, Experiment, experiment_parser, parse_experiments, run_experiments, run_script
+import utils
+from utils import DATASETS, Metrics, Reported, evaluate, main, make_optimizer, setting
 
 
-class LeNet5(Classifier):
-    """Two 5 x 5 convolutions, each rectified and max-pooled by 2, and two fully connected layers.
+@dataclass(frozen=True)
+class Config(utils.Config):
+    """The settings of an experiment; optimizer, momentum and seed are those of utils.Config."""
 
-    image_size: height and width of the square grayscale images in pixels, a multiple of 4.
+    dataset: str = setting("cifar10", choices=DATASETS, tag="_", words="", help="what the network learns to classify")
+    lr: float = 1e-4
+    batch_size: int = 128
+
+    precisions = ("bf16", "fp32")
+
+    @property
+    def network(self):
+        return f"LeNet-5 on {DATASETS[self.dataset]}"
+
+
+class Flatten(nn.Module):
+    """Turn maps (N, C, H, W) into (N, H * W * C): in the order in which they lie in memory, so nothing is copied."""
+
+    def forward(self, maps):
+        return maps.movedim(1, -1).flatten(1)
+
+
+class LeNet5(nn.Module):
+    """Two 5 x 5 convolutions, each max-pooled by 2 and rectified, and two fully connected layers.
+
+    Pooling before ReLU is the same function as after it, and leaves ReLU a quarter of the work.
+    precision: 'bf16' or 'fp32', in which the layers compute.
     """
 
-    def __init__(self, image_size=32, classes=10):
+    def __init__(self, config, precision="fp32", classes=10):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, kernel_size=5, padding=2)
-        self.conv2 = nn.Conv2d(32, 64, kernel_size=5, padding=2)
-        self.fc1 = nn.Linear(64 * (image_size // 4) ** 2, 1024)
-        self.fc2 = nn.Linear(1024, classes)
-        self.to(memory_format=torch.channels_last)
+        self.precision = precision
+        layers, channels, size = OrderedDict(), 1, {"cifar10": 32, "mnist": 28}[config.dataset]
+        for number, maps in enumerate((32, 64), start=1):
+            layers[f"conv{number}"] = nn.Conv2d(channels, maps, kernel_size=5, padding=2)
+            layers[f"pool{number}"] = nn.MaxPool2d(2)
+            layers[f"relu{number}"] = nn.ReLU()
+            channels, size = maps, size // 2
+        layers["flatten"] = Flatten()
+        layers["fc1"] = nn.Linear(channels * size**2, 1024)
+        layers["relu_fc1"] = nn.ReLU()
+        layers["fc2"] = nn.Linear(1024, classes)
+        self.layers = nn.Sequential(layers).to(memory_format=torch.channels_last)
 
-    def prepare(self, images):
-        """Turn uint8 images (N, H, W) into float32 (N, 1, H, W), scaled to [0, 1]."""
-        return images.unsqueeze(1).float().div(255)
+    def forward(self, images):
+        """Turn images (N, H, W) of gray values 0 to 255 into logits, float32 (N, classes)."""
+        *_, logits = self.outputs(images).values()
+        return logits.float()
 
-    def forward(self, inputs):
-        """Turn images (N, 1, H, W) into logits (N, classes)."""
-        # Pooling before ReLU is the same function as after it, and leaves ReLU a quarter of the work.
-        maps = F.relu(F.max_pool2d(self.conv1(inputs), 2))
-        maps = F.relu(F.max_pool2d(self.conv2(maps), 2))
-        return self.fc2(self.hidden(maps))
+    def outputs(self, images):
+        """Return what each layer makes of images (N, H, W) of gray values 0 to 255, by the layer's name, in order."""
+        return self.pass_through(self.layers, images.unsqueeze(1).float().div(255))
 
-    def hidden(self, maps):
-        """Turn the second pooling's maps (N, 64, H / 4, W / 4) into fc1's activations after ReLU (N, 1024)."""
-        features = maps.movedim(1, -1).flatten(1)  # channels last, as the maps lie in memory: nothing is copied
-        return F.relu(self.fc1(features))
-
-    def activations(self, inputs):
-        """Return both convolution layers' activations after ReLU: (N, 32, H, W) and (N, 64, H / 2, W / 2)."""
-        conv1 = F.relu(self.conv1(inputs))
-        conv2 = F.relu(self.conv2(F.max_pool2d(conv1, 2)))
-        return {"conv1": conv1, "conv2": conv2}
-
-
-# The reference report's experiments, with the test accuracy in percent that it gives after ten epochs.
-COMMON = {"momentum": 0.0, "batch_size": 128}
-EXPERIMENTS = [
-    Experiment({"dataset": "cifar10", "optimizer": "adam", "lr": 1e-4, **COMMON}, 61.3),
-    Experiment({"dataset": "cifar10", "optimizer": "sgd", "lr": 1e-4, **COMMON}, 11.33),
-    Experiment({"dataset": "cifar10", "optimizer": "adam", "lr": 1e-3, **COMMON}, None, "only 'similar to 1e-4'"),
-    Experiment({"dataset": "mnist", "optimizer": "adam", "lr": 1e-4, **COMMON}, 98.5, "by a CNN of another design"),
-]
+    def pass_through(self, layers, inputs):
+        """Return what each of some layers makes of what the one before it put out, by name, in order."""
+        outputs = {}
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            for name, layer in layers.named_children():
+                inputs = outputs[name] = layer(inputs)
+        return outputs
 
 
-def build_model(config):
-    return LeNet5(image_size=32 if config["dataset"] == "cifar10" else 28)
+def train(config, run, data):
+    """Train an experiment in its run's folder on data, a Dataset, from where the run stands."""
+    model = LeNet5(config, run.precision).to(run.device)
+    optimizer = make_optimizer(model, config)
+    run.take_up(model=model, optimizer=optimizer)
+    if run.epoch == 0:
+        run.writer.add_graph(model, data.test.images[:1])
+        log_convolutions(run, model, data, epoch=0)
+    for epoch in run.epochs():
+        model.train()
+        seen = Metrics()
+        for images, labels in run.batches(data.train, epoch):
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.add(loss, logits, labels)
+        model.eval()
+        test = evaluate(model, data.test)
+        log_convolutions(run, model, data, epoch)
+        run.finish(epoch, seen.score(), test)
 
 
 @torch.no_grad()
 def log_convolutions(run, model, data, epoch):
-    """Write conv1's filters and both layers' activations to TensorBoard, and the convolution weights to a snapshot."""
-    kernels = model.conv1.weight.float()
-    tiles = F.pad(0.5 + 0.5 * kernels / kernels.abs().max(), (0, 1, 0, 1), value=1.0)  # (32, 1, 6, 6)
-    grid = tiles.view(4, 8, 6, 6).permute(0, 2, 1, 3).reshape(1, 24, 48)
+    """Write conv1's filters and all convolutions' activations to TensorBoard, and their weights to a snapshot."""
+    from torchvision.utils import make_grid
+
+    kernels = model.layers.conv1.weight.float()
+    limit = kernels.abs().max().item()
+    grid = make_grid(kernels, nrow=8, padding=1, normalize=True, value_range=(-limit, limit), pad_value=1)
     run.writer.add_image("conv1/filters", F.interpolate(grid[None], scale_factor=10)[0], epoch)
-    for layer, maps in model.activations(model.prepare(data.test_images[:100])).items():
-        run.writer.add_histogram(f"{layer}/activations", maps, epoch)
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("conv")}
+    for name, maps in model.outputs(data.test.images[:100]).items():
+        if name.startswith("conv"):
+            run.writer.add_histogram(f"{name}/activations", maps.float().relu(), epoch)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("layers.conv")}
     run.save_snapshot(epoch, weights)
 
 
-def main():
-    parser = experiment_parser(__doc__, lr=1e-4, batch_size=128)
-    parser.add_argument(
-        "--dataset", nargs="+", choices=("cifar10", "mnist"), default=["cifar10"], help="default: cifar10"
-    )
-    args = parse_experiments("cnn_cifar10", parser)
-    run_experiments("cnn_cifar10", args, build_model, EXPERIMENTS, log_convolutions)
+# The reference report's experiments, with the test accuracy in percent that it gives after ten epochs.
+REPORT = [
+    Reported(Config(lr=1e-4), 61.3),
+    Reported(Config(lr=1e-4, optimizer="sgd"), 11.33),
+    Reported(Config(lr=1e-3), None, "only 'similar to 1e-4'"),
+    Reported(Config(lr=1e-4, dataset="mnist"), 98.5, "by a CNN of another design"),
+]
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main(Config, train, REPORT)

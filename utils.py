@@ -1,19 +1,20 @@
-"""What both training scripts share: data, the run's folder, the training loop and the command line.
+"""What both training scripts share.
 
-From top to bottom: errors and exit statuses, data sets (real, then embedded), the run's folder with its checkpoint
-and TensorBoard events, training and evaluation, one experiment and many, command line.
+From top to bottom: errors and exit statuses, data sets (real, then embedded), settings, the run's folder with its
+checkpoint and TensorBoard events, measuring, one experiment and many, command line.
 """
 
 import argparse
 import csv
+import difflib
 import errno
-import fcntl
 import http.client
 import io
 import itertools
 import json
 import logging
 import math
+import operator
 import os
 import platform
 import shutil
@@ -22,10 +23,14 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
+import types
+import typing
 import warnings
+import zipfile
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +38,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -41,7 +46,7 @@ from tqdm import tqdm
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = [getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")]
 TERMINAL_GONE = (errno.EPIPE, errno.EIO)
 
 
@@ -65,16 +70,16 @@ def _terminate(signal_number, frame):
     raise Terminated
 
 
-def run_script(main):
+def run_script(main, kept="every finished epoch is kept, and the same command continues"):
     """Call main() and leave with the exit status it earned, an error told in one line on standard error.
 
     Status 0: done; 1: training failed; 2: unusable command line or input; 130: Ctrl-C; 143: SIGTERM, or nobody reads.
+    kept: what a user who interrupts the script is told.
     """
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    threading.excepthook = lambda _: None  # what stops TensorBoard's writer is raised here again
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
+    for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
             signal.signal(number, _terminate)
     status, message = 0, None
     try:
@@ -84,18 +89,20 @@ def run_script(main):
         status, message = 2, f"error: {error}"
     except TrainingError as error:
         status, message = 1, f"error: {error}"
+    except MemoryError:
+        status, message = 1, "error: too little memory; end other programs, or take a smaller network or --batch-size"
     except OSError as error:
         what = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
         if error.errno in DISK_FULL:
             status, message = 1, f"error: {what}; free some space and run the same command again"
         elif error.errno in TERMINAL_GONE:
-            status, message = 143, "nobody reads the output any more; the same command continues"
+            status, message = 143, f"nobody reads the output any more; {kept}"
         else:
             status, message = 2, f"error: {what}; name a file or folder that can be used"
     except KeyboardInterrupt:
-        status, message = 130, "interrupted; every finished epoch is kept, and the same command continues"
+        status, message = 130, f"interrupted; {kept}"
     except Terminated:
-        status, message = 143, "terminated; every finished epoch is kept, and the same command continues"
+        status, message = 143, f"terminated; {kept}"
     if message:
         with suppress(OSError):
             print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
@@ -111,9 +118,7 @@ def run_script(main):
 # ---------------------------------------------------------------------------------------------------------------------
 
 SERVER_TIMEOUT = 20  # seconds until a server that does not answer is given up
-STARTED = time.time()
-MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
-DATASET_TITLES = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
+DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
 DIGITS = tuple("0123456789")
 
 # torchvision verifies only MNIST's archives; these are the MD5 sums of what they contain.
@@ -125,19 +130,25 @@ MNIST_MD5 = {
 }
 
 
+class Split(NamedTuple):
+    """Grayscale images, uint8 (N, H, W), with their labels, int64 (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
 class Dataset(NamedTuple):
-    """Grayscale images, uint8 (N, H, W), with labels, int64 (N,); source is 'real' or 'synthetic'."""
+    """A set's two splits and the names of its classes; source is 'real' or 'synthetic'."""
 
     name: str
     source: str
     classes: tuple[str, ...]
-    train_images: torch.Tensor
-    train_labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
+    train: Split
+    test: Split
 
     def to(self, device):
-        return self._replace(**{field: getattr(self, field).to(device) for field in self._fields[3:]})
+        train, test = (Split(*(tensor.to(device) for tensor in split)) for split in (self.train, self.test))
+        return self._replace(train=train, test=test)
 
 
 def load_data(name, mode, data_dir, may_download=True):
@@ -153,17 +164,17 @@ def load_data(name, mode, data_dir, may_download=True):
         except ConnectionError as error:
             if mode == "real":
                 raise InputError(
-                    f"{DATASET_TITLES[name]} is not in {data_dir} and cannot be downloaded ({error}); connect to the "
+                    f"{DATASETS[name]} is not in {data_dir} and cannot be downloaded ({error}); connect to the "
                     "network, copy the files there, or use --data synthetic"
                 ) from None
-            print(f"{DATASET_TITLES[name]} is not in {data_dir} and cannot be downloaded ({error}).")
+            say_once(f"{DATASETS[name]} is not in {data_dir} and cannot be downloaded ({error}).")
     return synthetic_pictures() if name == "cifar10" else synthetic_digits()
 
 
 def synthetic_notice(dataset):
     """The sentence that keeps results on embedded data from being taken for real ones."""
     return (
-        f"NOTE: synthetic data: the embedded stand-in for {DATASET_TITLES[dataset]}, NOT the real set; "
+        f"NOTE: synthetic data: the embedded stand-in for {DATASETS[dataset]}, NOT the real set; "
         "its accuracies are comparable with no published ones."
     )
 
@@ -182,22 +193,24 @@ def _load_real(name, data_dir, may_download):
     from torchvision import datasets
 
     dataset_class = datasets.CIFAR10 if name == "cifar10" else datasets.MNIST
-    checksums = _published_checksums(name, dataset_class, data_dir)
+    checksums = _known_checksums(name, dataset_class, data_dir)
     if not all(path.is_file() for path in checksums):
         if not may_download:
-            raise InputError(f"{DATASET_TITLES[name]} is not in {data_dir}; a training script downloads it there")
-        with _sole_downloader(data_dir):
+            raise InputError(f"{DATASETS[name]} is not in {data_dir}; a training script downloads it there")
+        with _sole_downloader(data_dir) as had_to_wait:
             if not all(path.is_file() for path in checksums):
+                if had_to_wait:
+                    raise ConnectionError("another process has just tried")
                 _download(dataset_class, data_dir)
     _verify(checksums)
-    train, test = (dataset_class(data_dir, train=is_train) for is_train in (True, False))
-    images = [torch.from_numpy(rgb_to_gray(part.data)) if name == "cifar10" else part.data for part in (train, test)]
-    labels = [torch.as_tensor(part.targets) for part in (train, test)]
-    classes = tuple(train.classes) if name == "cifar10" else DIGITS
-    return Dataset(name, "real", classes, images[0], labels[0], images[1], labels[1])
+    splits = []
+    for part in (dataset_class(data_dir, train=is_train) for is_train in (True, False)):
+        images = torch.from_numpy(rgb_to_gray(part.data)) if name == "cifar10" else part.data
+        splits.append(Split(images, torch.as_tensor(part.targets)))
+    return Dataset(name, "real", tuple(part.classes) if name == "cifar10" else DIGITS, *splits)
 
 
-def _published_checksums(name, dataset_class, data_dir):
+def _known_checksums(name, dataset_class, data_dir):
     if name == "mnist":
         return {data_dir / "MNIST" / "raw" / file: md5 for file, md5 in MNIST_MD5.items()}
     listed = [*dataset_class.train_list, *dataset_class.test_list]
@@ -211,28 +224,30 @@ def _verify(checksums):
     for path, md5 in checksums.items():
         if not check_integrity(path, md5):
             raise InputError(
-                f"{path} is damaged (its MD5 sum is not the published {md5}); delete it and run again to download it"
+                f"{path} is damaged (its MD5 sum is not the known {md5}); delete it and run again to download it"
             )
 
 
 @contextmanager
 def _sole_downloader(data_dir):
-    """Let one process at a time download; what fails for it has failed for all that waited, so that they agree."""
+    """Let one process at a time download; yields whether this one had to wait. Leaves no empty folder behind."""
     data_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(data_dir, os.W_OK):
         raise InputError(f"the data folder {data_dir} cannot be written; choose another one with --data-dir")
-    with open(data_dir / ".download.lock", "a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.seek(0)
-        failure = lock.read()
-        if failure and os.fstat(lock.fileno()).st_mtime > STARTED:
-            raise ConnectionError(failure)
-        lock.truncate(0)
-        try:
-            yield
-        except ConnectionError as error:
-            lock.write(str(error))
-            raise
+    lock, had_to_wait = FileLock(data_dir / ".download.lock"), False
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        had_to_wait = True
+        lock.acquire()
+    try:
+        yield had_to_wait
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        for folder in sorted([data_dir, *data_dir.rglob("*")], reverse=True):
+            with suppress(OSError):  # a file, or a folder that holds something
+                folder.rmdir()
 
 
 def _download(dataset_class, data_dir):
@@ -273,8 +288,8 @@ TEXTURES = {
 
 def _synthetic_dataset(name, classes, images, labels):
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-    split = SYNTHETIC_TRAIN
-    return Dataset(name, "synthetic", classes, images[:split], labels[:split], images[split:], labels[split:])
+    train, test = (Split(images[part], labels[part]) for part in (slice(SYNTHETIC_TRAIN), slice(SYNTHETIC_TRAIN, None)))
+    return Dataset(name, "synthetic", classes, train, test)
 
 
 def synthetic_pictures(seed=0):
@@ -343,148 +358,218 @@ def _glyph_sheet(size=56):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The run's folder: configuration, metrics, checkpoint, snapshots, TensorBoard events
+# Settings: one dataclass from which flags, help, checks, grid, names, words, HParams and config.json follow
 # ---------------------------------------------------------------------------------------------------------------------
 
-METRICS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
-TENSORBOARD_TAGS = {
-    "Loss/Train": "train_loss",
-    "Accuracy/Train": "train_accuracy",
-    "Loss/Test": "test_loss",
-    "Accuracy/Test": "test_accuracy",
-}
+
+def setting(default, **facts):
+    """Return a dataclass field with a default and what else is known of it: the keywords are those of Setting."""
+    return field(default=default, metadata=facts)
 
 
-class Run:
-    """A run's folder while it is trained, locked against every other process.
+class Setting(NamedTuple):
+    """What is known of a field of Config: what it may be, and how it is written in help, names and sentences."""
 
-    config: dict, what stands in config.json; of a run that continues, the one it started with.
-    history: list of dict, the rows of metrics.csv; epoch: the last one finished, 0 at the start.
-    writer: TensorBoard's SummaryWriter, from start() on.
-    Raises InputError when another process trains this run or its checkpoint is unusable.
+    name: str
+    kind: type
+    default: object
+    help: str = ""
+    choices: dict | tuple = ()  # a dict: the values and their words
+    above: float | None = None
+    minimum: float | None = None
+    below: float | None = None
+    maximum: float | None = None
+    only: tuple | None = None  # (setting, value) without which this one stays at its default
+    always: bool = False  # shown in names and sentences at its default, too
+    tag: str | None = None  # what stands before the value in a run's name; default: '_' and the setting's name
+    words: str | None = None  # how a sentence says it, such as 'learning rate {}'; '': it does not
+
+    @property
+    def flag(self):
+        return "--" + self.name.replace("_", "-")
+
+    def wanted(self):
+        """Return in words what the setting may be."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.kind not in (int, float):
+            return "the name of a folder" if self.kind is str else f"a {self.kind.__name__}"
+        text = "a whole number" if self.kind is int else "a number"
+        for word, bound in (("above", self.above), ("from", self.minimum), ("to", self.maximum)):
+            text += "" if bound is None else f" {word} {bound:g}" if isinstance(bound, float) else f" {word} {bound}"
+        return text if self.below in (None, math.inf) else f"{text} to below {self.below}"
+
+    def check(self, value):
+        """Raises ValueError for a value that the setting cannot have."""
+        if value is None and self.default is None:
+            return
+        compared = (operator.gt, self.above), (operator.ge, self.minimum), (operator.lt, self.below)
+        accepted = type(value) is self.kind and (not self.choices or value in self.choices) and value != ""
+        if not accepted or not all(
+            bound is None or compare(value, bound) for compare, bound in (*compared, (operator.le, self.maximum))
+        ):
+            raise ValueError(f"{value!r} is not {self.wanted()}")
+
+    def parse(self, text):
+        """Return the value that a command line's text stands for."""
+        try:
+            value = self.kind(text)
+            self.check(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {self.wanted()}") from None
+        return value
+
+    def shown(self, value):
+        return self.always or value != self.default
+
+    def named(self, value):
+        tag = "_" + self.name.replace("_", "") if self.tag is None else self.tag
+        return tag + number_text(value)
+
+    def said(self, value):
+        text = self.choices[value] if isinstance(self.choices, dict) else number_text(value)
+        return (self.name.replace("_", " ") + " {}" if self.words is None else self.words).format(text)
+
+
+def number_text(value):
+    """Return the shortest text that stands for a value and no other: 1e-3, 0.02, 128."""
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0 or 0.01 <= abs(value) < 10_000:
+        return np.format_float_positional(value, trim="-")
+    return np.format_float_scientific(value, trim="-", exp_digits=1)
+
+
+@cache
+def settings_of(cls):
+    """Return the Setting of each field of a dataclass, those of a Config's own before the ones that all share."""
+    found = []
+    for one in sorted(fields(cls), key=lambda one: one.name in Config.__dataclass_fields__):
+        kinds = [kind for kind in typing.get_args(one.type) or (one.type,) if kind is not types.NoneType]
+        declared = [vars(base).get("__dataclass_fields__", {}).get(one.name) for base in reversed(cls.__mro__)]
+        facts = {name: fact for each in declared if each for name, fact in each.metadata.items()}
+        found.append(Setting(one.name, kinds[0], one.default, **facts))
+    return found
+
+
+class Checked:
+    """A dataclass whose fields are settings. Raises ValueError for a value that a setting cannot have."""
+
+    def __post_init__(self):
+        for one in settings_of(type(self)):
+            value = getattr(self, one.name)
+            try:
+                one.check(value)
+            except ValueError as error:
+                raise ValueError(f"{one.name} is {error}") from None
+            if one.only and value != one.default and getattr(self, one.only[0]) != one.only[1]:
+                raise ValueError(f"{one.name} is {value!r} without {one.only[0]} {one.only[1]}")
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """The settings that define an experiment; a script's own Config adds its fields, defaults and words.
+
+    A script also says what its network can use: precisions, and most_threads (None: all).
     """
 
-    def __init__(self, folder, config, fresh=False):
-        self.folder, self.config, self.history, self.writer = Path(folder), config, [], None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder)
-        self._checkpoint = None
-        if (self.folder / "checkpoint.pt").exists() and not fresh:
-            self._checkpoint = load_checkpoint(self.folder)
-            self.history = self._checkpoint["history"]
-            self.config = {**self._checkpoint["config"], "epochs": max(config["epochs"], self.epoch)}
-            if any(self.config[name] != config[name] for name in ("script", *SETTINGS[config["script"]])):
-                raise InputError(
-                    f"{self.folder} holds another experiment; --fresh starts over, or use another --runs-dir"
-                )
+    optimizer: str = setting(
+        "adam", choices={"adam": "Adam", "sgd": "SGD"}, always=True, tag="_", words="{}", help="what takes the steps"
+    )
+    lr: float = setting(1e-3, above=0, below=math.inf, always=True, words="learning rate {}", help="learning rate")
+    momentum: float = setting(0.0, minimum=0, below=1, only=("optimizer", "sgd"), help="momentum of SGD")
+    batch_size: int = setting(
+        64, minimum=1, maximum=60_000, tag="_batch", words="batch {}", help="images that a step learns from"
+    )
+    seed: int = setting(
+        0, minimum=0, maximum=2**31 - 1, always=True, help="of the initial weights and of the order of the images"
+    )
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.writer:
-            self.writer.close()
-        self._checkpoint = None
-        self._lock.close()
+    precisions = ("fp32",)
+    most_threads = None
 
     @property
-    def epoch(self):
-        return len(self.history)
+    def name(self):
+        """The name that tells this experiment from all others of its script; usual settings are left out."""
+        named = ((one, getattr(self, one.name)) for one in settings_of(type(self)))
+        return "".join(one.named(value) for one, value in named if one.shown(value)).strip("_")
 
-    def start(self, model, optimizer):
-        """Take up the checkpoint if there is one, sweep away what an unfinished start left, open TensorBoard's file."""
-        from torch.utils.tensorboard import SummaryWriter
+    def said(self, without=("seed",)):
+        """Return the experiment's words by setting, the network's first; without: the settings that are not said."""
+        values = ((one, getattr(self, one.name)) for one in settings_of(type(self)) if one.name not in without)
+        words = {one.name: one.said(value) for one, value in values if one.shown(value)}
+        return {name: text for name, text in {"network": self.network, **words}.items() if text}
 
-        for leftover in (*self.folder.glob("*.part"), *self.folder.glob("snapshots/*.part")):
-            leftover.unlink()
-        if self._checkpoint:
-            restore(self._checkpoint, model, optimizer)
-            self._cut_events(self._checkpoint["events"])
-            self._checkpoint = None
-        else:
-            self._sweep()
-        self._save_config()
-        self.writer = SummaryWriter(str(self.folder))
-        _, session_start, self._session_end = self._hyperparameters()
-        self.writer.file_writer.add_summary(session_start)
+    def words(self, without=("seed",)):
+        """Return the experiment in words; without: the settings that are not said."""
+        return ", ".join(self.said(without).values())
 
-    def record(self, metrics, model, optimizer):
-        """Keep a finished epoch: TensorBoard's points, then metrics.csv, then the checkpoint that makes it count."""
-        self.history.append(metrics)
-        for tag, name in TENSORBOARD_TAGS.items():
-            self.writer.add_scalar(tag, metrics[name], self.epoch)
-        if self.epoch == self.config["epochs"]:
-            self.writer.file_writer.add_summary(self._session_end)
-        self.writer.flush()
-        table = io.StringIO()
-        rows = csv.DictWriter(table, METRICS, lineterminator="\n")
-        rows.writeheader()
-        rows.writerows(self.history)
-        write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-        events = {path.name: path.stat().st_size for path in self._event_files()}
-        about = {"config": self.config, "history": self.history, "events": events}
-        save_tensors(self.folder / "checkpoint.pt", {**about, **state})
+    def command(self):
+        """Return the command line that trains the experiment."""
+        values = ((one, getattr(self, one.name)) for one in settings_of(type(self)))
+        flags = [f"{one.flag} {number_text(value)}" for one, value in values if value != one.default]
+        return " ".join([f"python {self.script()}.py", *flags])
 
-    def record_divergence(self, epoch):
-        self._save_config(diverged=epoch)
+    @classmethod
+    def script(cls):
+        """Return the name of the script that this is the Config of."""
+        return Path(sys.modules[cls.__module__].__file__).stem
 
-    @property
-    def diverged(self):
-        """The epoch in which the last attempt to train this run diverged, None when it did not."""
-        try:
-            return json.loads((self.folder / "config.json").read_text()).get("diverged")
-        except (OSError, ValueError):
-            return None
+    def setting(self):
+        """Return what runs of several seeds have in common: this Config with seed 0."""
+        return replace(self, seed=0)
 
-    def _save_config(self, **more):
-        write_atomically(self.folder / "config.json", json.dumps({**self.config, **more}, indent=2).encode() + b"\n")
 
-    def save_snapshot(self, epoch, tensors):
-        """Write snapshots/epoch_NN.pt, a dict of tensors by parameter name."""
-        (self.folder / "snapshots").mkdir(exist_ok=True)
-        save_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt", tensors)
+@dataclass(frozen=True)
+class Conditions(Checked):
+    """What a run's numbers depend on beside its Config; resolved when it starts, and used again when it continues."""
 
-    def _hyperparameters(self):
-        """TensorBoard's HParams records, written into the run itself; the metrics are the scalars that it has anyway.
+    data_source: str = setting("real", choices=("real", "synthetic"))
+    data_dir: str = setting("data")
+    device: str = setting("cpu", choices=("cpu", "cuda", "mps"))
+    precision: str = setting("fp32", choices=("fp32", "bf16"))
+    threads: int = setting(1, minimum=1, maximum=1024)
+    epochs: int = setting(10, minimum=1, maximum=999)
+    parameters: int = setting(0, minimum=0, maximum=10**9)
+    versions: dict = setting(None)
+    commit: str = setting(None)
 
-        The record that lists an experiment's columns (the first) is left out: TensorBoard then collects them over all
-        runs, so that different kinds of network share one table.
+
+class Record(NamedTuple):
+    """What config.json holds. diverged: the epoch in which the last attempt to train the run diverged, if it did."""
+
+    config: Config
+    conditions: Conditions
+    diverged: int | None = None
+
+    def as_dict(self):
+        parts = {"script": self.config.script(), "settings": asdict(self.config), "conditions": asdict(self.conditions)}
+        return parts | ({"diverged": self.diverged} if self.diverged else {})
+
+    @classmethod
+    def from_dict(cls, values, configs, path):
+        """Return the Record read from path; configs: the Config class by script.
+
+        A setting that it lacks has its default. Raises InputError for what no run can have.
         """
-        from torch.utils.tensorboard.summary import hparams
-
-        surroundings = ("epochs", "data_source", "device", "precision", "threads", "parameters")
-        settings = {name: self.config[name] for name in (*SETTINGS[self.config["script"]], *surroundings)}
-        return hparams(settings, dict.fromkeys(TENSORBOARD_TAGS, 0.0))
-
-    def _event_files(self):
-        return list(self.folder.glob("events.out.tfevents.*"))
-
-    def _cut_events(self, sizes):
-        """Take off what was written after the checkpoint; sizes: bytes by file name."""
-        for path in self._event_files():
-            if path.name not in sizes:
-                path.unlink()
-            elif path.stat().st_size > sizes[path.name]:
-                os.truncate(path, sizes[path.name])
-
-    def _sweep(self):
-        for path in (*self._event_files(), self.folder / "metrics.csv", self.folder / "checkpoint.pt"):
-            path.unlink(missing_ok=True)
-        for name in ("snapshots", "figures"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        try:
+            config_class = configs[values["script"]]
+            config, conditions = config_class(**values["settings"]), Conditions(**values["conditions"])
+            if not isinstance(values.get("diverged", 1), int):
+                raise ValueError(f"diverged is {values['diverged']!r}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not of this project ({str(error)[:100]}); train the run again") from None
+        return cls(config, conditions, values.get("diverged"))
 
 
-def _lock(folder):
-    lock = open(folder / ".lock", "w")  # noqa: SIM115, it is held until the run ends
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise LockedError(
-            f"{folder} is being trained by another process; wait for it or choose other settings"
-        ) from None
-    return lock
+def run_folder(runs_dir, config, data_source):
+    """Return where a run lies; the data source comes first in its name when it is not the real one."""
+    return Path(runs_dir, config.script(), "synthetic_" * (data_source == "synthetic") + config.name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: written whole or not at all, read without running code and without overlooking a changed byte
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def write_atomically(path, content):
@@ -496,9 +581,10 @@ def write_atomically(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name, too, is on the disk
-        os.close(folder)
+        if os.name == "posix":  # the new name, too, is on the disk; elsewhere folders cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
     finally:
         part.unlink(missing_ok=True)
 
@@ -509,158 +595,345 @@ def save_tensors(path, tensors):
     write_atomically(path, content.getbuffer())
 
 
-def load_tensors(path, keys=()):
-    """Return the dict that save_tensors wrote, its tensors on the CPU; no code in the file is run.
+def load_tensors(path):
+    """Return what save_tensors wrote, its tensors on the CPU; no code in the file is run.
 
-    Raises InputError when the file is truncated, is not one of this project's, or lacks one of the keys.
+    Raises InputError when a byte of it has changed or it is not one of this project's.
     """
     content = io.BytesIO(Path(path).read_bytes())
-    with suppress(Exception):  # a damaged file may raise anything
-        tensors = torch.load(content, map_location="cpu", weights_only=True)
-        if tensors.keys() >= set(keys):
-            return tensors
+    try:  # the file is a zip with a checksum for each record, which torch.load does not look at
+        if zipfile.ZipFile(content).testzip() is None:
+            content.seek(0)
+            return torch.load(content, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        if "allocate memory" in str(error):
+            raise MemoryError from None
     raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
 
 
-def load_checkpoint(folder):
-    """Return a run's checkpoint, tensors on the CPU: config, history, events, model, optimizer, random.
+def table_text(columns, rows):
+    """Return rows as CSV below the names of their columns."""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([columns, *rows])
+    return table.getvalue()
 
-    Raises InputError as load_tensors does, and for settings that no run can have.
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run's folder: checkpoint, records, TensorBoard
+# ---------------------------------------------------------------------------------------------------------------------
+
+METRICS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+TENSORBOARD_TAGS = {
+    "Loss/Train": "train_loss",
+    "Accuracy/Train": "train_accuracy",
+    "Loss/Test": "test_loss",
+    "Accuracy/Test": "test_accuracy",
+}
+EVENTS = "events.out.tfevents.run"
+GUESSING = math.log(10)  # nats: the loss of guessing among ten classes
+
+
+class Run:
+    """The folder of a run while it is trained: its checkpoint, which alone counts, and the records that follow from it.
+
+    record: what config.json holds; history: the rows of metrics.csv, list of dict; checkpoint: what read_checkpoint
+    returned for the folder, None for a new run; writer: TensorBoard's SummaryWriter, from take_up() on. What is written
+    to it reaches TensorBoard's file when the epoch is finished.
+    """
+
+    def __init__(self, folder, record, checkpoint=None):
+        self.folder, self.record, self.history = Path(folder), record, []
+        self._checkpoint, self._written = checkpoint, 0
+        if checkpoint:
+            self.history = checkpoint["history"]
+            self._publish(checkpoint["events"])  # a kill may have come before it
+
+    config = property(lambda self: self.record.config)
+    device = property(lambda self: self.record.conditions.device)
+    precision = property(lambda self: self.record.conditions.precision)
+    diverged = property(lambda self: self.record.diverged)
+    epoch = property(lambda self: len(self.history), doc="The last epoch that was finished, 0 at the start.")
+
+    def take_up(self, **parts):
+        """Restore the parts of an experiment from the checkpoint, if there is one, and open TensorBoard's file.
+
+        parts: whatever has a state_dict and is to continue where it was, the model among them.
+        """
+        self._parts = parts
+        if self._checkpoint:
+            restore(self._checkpoint, parts, with_random=True)
+            self._checkpoint = None
+        else:
+            remove_records(self.folder)
+        parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
+        conditions = replace(self.record.conditions, parameters=parameters)
+        self._save_record(self.record._replace(conditions=conditions, diverged=None))
+        self.writer = memory_writer(self.folder, is_new=not self._written)
+        _, session_start, self._session_end = hyperparameters(self.record)
+        self.writer.file_writer.add_summary(session_start)
+        print(f"{self.folder}: {parameters:,} parameters, {self.device}, {self.precision}")
+
+    def epochs(self):
+        """Yield the numbers of the epochs that are left to train."""
+        print("epoch  train loss  train accuracy  test accuracy  seconds", flush=True)
+        yield from range(self.epoch + 1, self.record.conditions.epochs + 1)
+
+    def batches(self, split, epoch):
+        """Yield an epoch's batches of a Split, images and labels, in the order that follows from seed and epoch."""
+        start, size = time.perf_counter(), self.config.batch_size
+        order = shuffled(len(split.images), self.config.seed, epoch).to(self.device)
+        hidden = True if processes() > 1 else None  # None: shown on a terminal
+        for batch in tqdm(order.split(size), unit="batch", leave=False, disable=hidden):
+            yield split.images[batch], split.labels[batch]
+        if self.device != "cpu":
+            getattr(torch, self.device).synchronize()
+        self._seconds = time.perf_counter() - start
+
+    def save_snapshot(self, epoch, tensors):
+        """Write snapshots/epoch_NN.pt, a dict of tensors by parameter name."""
+        (self.folder / "snapshots").mkdir(exist_ok=True)
+        save_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt", tensors)
+
+    def finish(self, epoch, train, test):
+        """Keep a finished epoch, whose Scores were train and test: the checkpoint, and what follows from it."""
+        values = (epoch, train.loss, train.accuracy, test.loss, test.accuracy, self._seconds)
+        self.history.append(dict(zip(METRICS, values, strict=True)))
+        for tag, name in TENSORBOARD_TAGS.items():
+            self.writer.add_scalar(tag, self.history[-1][name], epoch)
+        if epoch == self.record.conditions.epochs:
+            self.writer.file_writer.add_summary(self._session_end)
+        written = torch.frombuffer(bytearray(self.writer.take()), dtype=torch.uint8)
+        checkpoint = {"record": self.record.as_dict(), "history": self.history, "random": random_state(self.device)}
+        checkpoint |= {"events": {"before": self._written, "written": written}}
+        checkpoint |= {"state": {name: part.state_dict() for name, part in self._parts.items()}}
+        save_tensors(self.folder / "checkpoint.pt", checkpoint)
+        self._publish(checkpoint["events"])
+        last = str(self.record.conditions.epochs)
+        measured = f"{train.loss:10.4f}  {train.accuracy:12.2f} %  {test.accuracy:11.2f} %  {self._seconds:7.1f}"
+        remark = "  loss far above guessing" if max(train.loss, test.loss) > 10 * GUESSING else ""
+        print(f"{epoch:>{len(last)}}/{last}".rjust(5) + f"  {measured}{remark}", flush=True)
+
+    def record_divergence(self):
+        """Keep in config.json that the epoch after the last finished one diverged."""
+        self._save_record(self.record._replace(diverged=self.epoch + 1))
+
+    def _save_record(self, record):
+        self.record = record
+        write_atomically(self.folder / "config.json", json.dumps(record.as_dict(), indent=2).encode() + b"\n")
+
+    def _publish(self, events):
+        """Let TensorBoard's file and metrics.csv say what the checkpoint says.
+
+        events: bytes 'before' the last epoch in TensorBoard's file, and what the epoch has 'written', uint8.
+        """
+        written = events["written"].numpy().tobytes()
+        with open(self.folder / EVENTS, "ab") as file:
+            before = min(events["before"], file.tell())
+            if file.tell() != before + len(written):
+                file.truncate(before)
+                file.write(written)
+                file.flush()
+                os.fsync(file.fileno())
+        self._written = before + len(written)
+        metrics = table_text(METRICS, [row.values() for row in self.history]).encode()
+        path = self.folder / "metrics.csv"
+        if not path.exists() or path.read_bytes() != metrics:
+            write_atomically(path, metrics)
+
+
+def memory_writer(folder, is_new):
+    """Return a SummaryWriter that keeps its events until take() returns them as bytes, those of a new file or not."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    from torch.utils.tensorboard import FileWriter, SummaryWriter
+
+    class MemoryFile(FileWriter):
+        def __init__(self):
+            self.event_writer, self.content = self, io.BytesIO()
+
+        def add_event(self, event, step=None, walltime=None):
+            event.wall_time, event.step = walltime or time.time(), int(step or 0)
+            RecordWriter(self.content).write(event.SerializeToString())
+
+    class MemoryWriter(SummaryWriter):
+        def _get_file_writer(self):
+            self.file_writer = self.file_writer or MemoryFile()
+            return self.file_writer
+
+        def take(self):
+            content, self.file_writer.content = self.file_writer.content, io.BytesIO()
+            return content.getvalue()
+
+    writer = MemoryWriter(str(folder))
+    if is_new:
+        writer.file_writer.add_event(Event(file_version="brain.Event:2"))
+    return writer
+
+
+def hyperparameters(record):
+    """Return TensorBoard's HParams records of a run, for the run itself; the metrics are the scalars it has anyway.
+
+    The first, which lists an experiment's columns, is left out by Run: TensorBoard then collects them over all runs, so
+    that different kinds of network share one table.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    conditions = ("data_source", "device", "precision", "threads", "epochs", "parameters")
+    shown = asdict(record.config) | {name: getattr(record.conditions, name) for name in conditions}
+    known = {name: value for name, value in shown.items() if value is not None}
+    return hparams(known, dict.fromkeys(TENSORBOARD_TAGS, 0.0))
+
+
+def random_state(device):
+    """Return the state of torch's random numbers on the processor and, where it has its own, on the device."""
+    states = {"cpu": torch.get_rng_state()}
+    return states if device == "cpu" else {**states, device: getattr(torch, device).get_rng_state()}
+
+
+def restore(checkpoint, parts, with_random=False):
+    """Load a checkpoint's state into the parts (by name); raises InputError when it does not fit them."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint["state"][name])
+        for device, state in checkpoint["random"].items() if with_random else ():
+            (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state)
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError):
+        message = "the checkpoint's weights do not fit its settings; run its training again with --fresh"
+        raise InputError(message) from None
+
+
+def remove_records(folder):
+    """Delete what a run's folder holds, first what makes the run count as trained."""
+    for name in ("checkpoint.pt", "metrics.csv", "config.json"):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    for name in ("snapshots", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder):
+    """Hold a run's folder, by a lock that dies with this process; raises LockedError when another one holds it."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        message = f"{folder} is being trained by another process; wait for it or choose other settings"
+        raise LockedError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_checkpoint(folder, configs):
+    """Return a run's checkpoint, a dict: record, history, events, random, and state, each part's by name.
+
+    configs: the Config class by script. None where there is none; raises InputError where it cannot be used.
     """
     path = Path(folder) / "checkpoint.pt"
     if not path.is_file():
-        raise InputError(f"{folder} holds no checkpoint.pt; train the run first, or name a run folder below runs/")
-    checkpoint = load_tensors(path, keys=("config", "history", "events", "model", "optimizer", "random"))
-    check_config(checkpoint["config"], path)
-    with suppress(KeyError, TypeError, AttributeError):
-        sizes = checkpoint["events"].values()
-        if is_history(checkpoint["history"]) and all(isinstance(size, int) and size >= 0 for size in sizes):
-            return checkpoint
+        return None
+    checkpoint = load_tensors(path)
+    with suppress(LookupError, TypeError, AttributeError):
+        events, states = checkpoint["events"], (checkpoint["state"]["model"], checkpoint["random"]["cpu"])
+        if is_history(checkpoint["history"]) and events["before"] >= 0 and events["written"].dtype == torch.uint8:
+            return {**checkpoint, "record": Record.from_dict(checkpoint["record"], configs, path)} if states else None
     raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
 
 
 def is_history(rows):
     """Whether rows, a list of dict, are metrics of epochs from 1 on, all finite; may raise KeyError and TypeError."""
     in_order = [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
-    return in_order and all(math.isfinite(row[name]) for row in rows for name in METRICS)
-
-
-def restore(checkpoint, model, optimizer=None):
-    """Load a checkpoint's state; raises InputError when it does not fit the model or the optimizer."""
-    try:
-        model.load_state_dict(checkpoint["model"])
-        if optimizer:
-            groups = optimizer.state_dict()["param_groups"]  # rates are the configuration's
-            optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
-            for parameter, state in optimizer.state.items():
-                if any(value.shape not in ((), parameter.shape) for value in state.values()):
-                    raise ValueError
-            torch.set_rng_state(checkpoint["random"])
-    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError):
-        message = "the checkpoint's weights do not fit its settings; run its training again with --fresh"
-        raise InputError(message) from None
+    return bool(rows) and in_order and all(math.isfinite(row[name]) for row in rows for name in METRICS)
 
 
 def read_metrics(folder):
-    """Return metrics.csv as a list of dict of float; raises InputError when it is missing or unreadable."""
+    """Return metrics.csv as a list of dict of float, empty where it is missing; raises InputError when damaged."""
     path = Path(folder) / "metrics.csv"
+    if not path.is_file():
+        return []
     try:
         with open(path, newline="") as file:
             rows = [{name: float(row[name]) for name in METRICS} for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError):
-        rows = []
-    if not rows or not is_history(rows):
-        raise InputError(f"{path} is missing, empty or damaged; train the run first")
-    return rows
+        if is_history(rows):
+            return rows
+    except (LookupError, ValueError, TypeError):
+        pass
+    raise InputError(f"{path} is empty or damaged; the same training command writes it anew from the checkpoint")
 
 
-def read_config(folder):
-    """Return config.json as a dict; raises InputError when it is missing, unreadable or holds what no run can have."""
+def read_record(folder, configs):
+    """Return the Record in config.json; configs: the Config class by script. Raises InputError when it is unusable."""
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError):
         raise InputError(f"{path} is missing or damaged; name a run folder below runs/") from None
-    check_config(config, path)
-    return config
-
-
-def check_config(config, path):
-    """Raises InputError when a setting in a run's config, read from path, is missing or is none that a run can have."""
-    name = "script"
-    try:
-        for name in (*COMMON_SETTINGS, *SETTINGS[config["script"]]):
-            if RULES[name](str(config[name])) != config[name]:
-                raise ValueError
-        name = "dataset"
-        if config["script"] == "rnn_mnist" and config["dataset"] != "mnist":
-            raise ValueError
-    except (KeyError, TypeError, ValueError, argparse.ArgumentTypeError):
-        value = config.get(name, "missing") if isinstance(config, dict) else "missing"
-        raise InputError(f"{path} is not of this project: {name} is {str(value)[:80]}; train the run again") from None
+    return Record.from_dict(values, configs, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Training and evaluation
+# Measuring
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Classifier(nn.Module):
-    """A network that turns prepare(images) into logits (N, classes)."""
+class Score(NamedTuple):
+    """loss: the mean cross-entropy per image in nats; accuracy: in percent."""
 
-    def prepare(self, images):
-        """Turn uint8 images (N, H, W) into the network's float32 input."""
-        raise NotImplementedError
-
-    def probabilities(self, inputs):
-        """Return the class probabilities (N, classes): the softmax of the logits, which the loss takes by itself."""
-        return self(inputs).softmax(dim=1)
+    loss: float
+    accuracy: float
 
 
-def autocast(device, precision):
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+class Metrics:
+    """Collects what a network says of an epoch's training images, each judged before the step that learns from it.
+
+    The values stay on the device: no step waits for them.
+    """
+
+    def __init__(self):
+        self._losses, self._hits, self._images = [], [], 0
+
+    def add(self, loss, logits, labels):
+        """Take in a batch: loss, the mean over its images; logits (N, classes); labels (N,)."""
+        self._losses.append(loss.detach() * len(labels))
+        self._hits.append((logits.argmax(1) == labels).sum())
+        self._images += len(labels)
+
+    def score(self):
+        """Return the Score of all images; raises TrainingError when the loss is no longer finite."""
+        loss, hits = (torch.stack(values).cpu().double().sum().item() for values in (self._losses, self._hits))
+        return finite(Score(loss / self._images, 100 * hits / self._images))
 
 
 @torch.inference_mode()
-def predict(model, images, precision, batch_size=1000):
+def predict(model, images, batch_size=1000):
     """Return the logits, float32 (N, classes), of uint8 images (N, H, W)."""
-    with autocast(images.device, precision):
-        return torch.cat([model(model.prepare(batch)).float() for batch in images.split(batch_size)])
+    return torch.cat([model(batch) for batch in images.split(batch_size)])
 
 
-def evaluate(model, images, labels, precision):
-    """Return the mean cross-entropy per image and the accuracy in percent."""
-    logits = predict(model, images, precision)
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    return losses.cpu().double().mean().item(), 100 * (logits.argmax(1) == labels).sum().item() / len(labels)
+def evaluate(model, split):
+    """Return the Score of a model on a Split; raises TrainingError when the loss is no longer finite."""
+    logits = predict(model, split.images)
+    losses = F.cross_entropy(logits, split.labels, reduction="none")
+    hits = (logits.argmax(1) == split.labels).sum().item()
+    return finite(Score(losses.cpu().double().mean().item(), 100 * hits / len(split.labels)))
 
 
-def train_epoch(model, optimizer, images, labels, order, batch_size, precision):
-    """Train on images[order], one batch after the other.
-
-    Returns the mean cross-entropy per image and the accuracy in percent, each image judged in the step that trains on
-    it, before the step changes the weights.
-    """
-    losses, hits = [], []
-    hidden = True if processes() > 1 else None  # None: shown on a terminal
-    for batch in tqdm(order.split(batch_size), unit="batch", leave=False, disable=hidden):
-        inputs, targets = model.prepare(images[batch]), labels[batch]
-        with autocast(images.device, precision):
-            logits = model(inputs)
-            loss = F.cross_entropy(logits, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach() * len(batch))
-        hits.append((logits.argmax(1) == targets).sum())
-    total_loss, total_hits = (torch.stack(values).cpu().double().sum().item() for values in (losses, hits))
-    return total_loss / len(order), 100 * total_hits / len(order)
+def finite(score):
+    if not math.isfinite(score.loss):
+        raise TrainingError(f"the loss became {score.loss}")
+    return score
 
 
 def make_optimizer(model, config):
-    if config["optimizer"] == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=config["lr"], momentum=config["momentum"])
-    return torch.optim.Adam(model.parameters(), lr=config["lr"], fused=config["device"] != "mps")
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+    fused = next(model.parameters()).device.type != "mps"
+    return torch.optim.Adam(model.parameters(), lr=config.lr, fused=fused)
 
 
 def shuffled(count, seed, epoch):
@@ -669,73 +942,114 @@ def shuffled(count, seed, epoch):
     return torch.randperm(count, generator=generator)
 
 
-def train(run, model, data, after_epoch):
-    """Train run's model up to the configured epoch, each epoch kept as soon as it is finished.
-
-    after_epoch(run, model, data, epoch) is called at the start (epoch 0) and before each epoch is recorded.
-    Raises TrainingError when a loss is no longer finite; the last good checkpoint stays.
-    """
-    config = run.config
-    optimizer = make_optimizer(model, config)
-    run.start(model, optimizer)
-    if run.epoch == 0:
-        run.writer.add_graph(model, model.prepare(data.test_images[:1]))
-        after_epoch(run, model, data, 0)
-    print("epoch  train loss  train accuracy  test accuracy  seconds", flush=True)
-    for epoch in range(run.epoch + 1, config["epochs"] + 1):
-        start = time.perf_counter()
-        order = shuffled(len(data.train_images), config["seed"], epoch).to(config["device"])
-        train_loss, train_accuracy = train_epoch(
-            model, optimizer, data.train_images, data.train_labels, order, config["batch_size"], config["precision"]
-        )
-        seconds = time.perf_counter() - start
-        test_loss, test_accuracy = evaluate(model, data.test_images, data.test_labels, config["precision"])
-        lost = [loss for loss in (train_loss, test_loss) if not math.isfinite(loss)]
-        if lost:
-            run.record_divergence(epoch)
-            kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
-            raise TrainingError(
-                f"the loss became {lost[0]} in epoch {epoch} at learning rate {config['lr']:g}; {kept}; "
-                "try a smaller --lr"
-            )
-        after_epoch(run, model, data, epoch)
-        values = (epoch, train_loss, train_accuracy, test_loss, test_accuracy, seconds)
-        run.record(dict(zip(METRICS, values, strict=True)), model, optimizer)
-        counted = f"{epoch:>{len(str(config['epochs']))}}/{config['epochs']}"
-        accuracies = f"{train_accuracy:12.2f} %  {test_accuracy:11.2f} %"
-        print(f"{counted:>5}  {train_loss:10.4f}  {accuracies}  {seconds:7.1f}", flush=True)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# One experiment and many
+# The reference report, and runs summed up over seeds
 # ---------------------------------------------------------------------------------------------------------------------
 
 REPORT_EPOCHS = 10  # the reference report's accuracies are those after its last epoch
 
 
-class Experiment(NamedTuple):
-    """A row of the reference report: its settings and its test accuracy in percent, None where it gives no figure.
+class Reported(NamedTuple):
+    """A row of the reference report: settings, and test accuracy in percent, None where it gives no figure.
 
     remark: why the figure is missing or not comparable; such a row is not compared.
     """
 
-    settings: dict
-    reported: float | None
+    config: Config
+    accuracy: float | None
     remark: str = ""
 
 
-def reported_row(config, experiments):
-    """Return the reference report's Experiment with a run's settings, None where it has none or on other data."""
-    if config["data_source"] != "real" or config["epochs"] != REPORT_EPOCHS:
-        return None
-    matches = (row for row in experiments if all(config[key] == value for key, value in row.settings.items()))
-    return next(matches, None)
+class Summary(NamedTuple):
+    """Runs of one setting: test accuracies in percent after an epoch, one a seed; diverged: the seeds without one."""
+
+    setting: str
+    accuracies: list
+    diverged: list
+    seconds: float
+    parameters: int
+    reported: Reported
+
+    COLUMNS = (
+        *("setting", "reported", "mean", "difference", "std", "seeds", "within", "diverged"),
+        *("seconds_per_epoch", "parameters", "remark"),
+    )
+
+    def row(self):
+        """Return the texts below COLUMNS; difference: mean - reported; within: whether the seeds span the reported."""
+        reported, remark = self.reported.accuracy, self.reported.remark
+        comparable = reported is not None and not remark and bool(self.accuracies)
+        mean = statistics.fmean(self.accuracies) if self.accuracies else math.nan
+        several, seeds = len(self.accuracies) > 1, len(self.accuracies) + len(self.diverged)
+        within = comparable and min(self.accuracies) <= reported <= max(self.accuracies)
+        return (
+            self.setting,
+            f"{reported:.2f}" if reported is not None else "",
+            f"{mean:.2f}" if self.accuracies else "",
+            f"{mean - reported:+.2f}" if comparable else "",
+            f"{statistics.stdev(self.accuracies):.2f}" if several else "",
+            str(seeds),
+            ("yes" if within else "no") if several and comparable else "",
+            f"{len(self.diverged)} of {seeds}: seed {' '.join(map(str, self.diverged))}" if self.diverged else "",
+            f"{self.seconds:.1f}" if self.accuracies else "",
+            str(self.parameters),
+            remark,
+        )
 
 
-def reported_accuracy(config, experiments):
-    """Return the test accuracy in percent that a run compares with, None where the report has no such figure."""
-    row = reported_row(config, experiments)
-    return row.reported if row and not row.remark else None
+def summarise(runs, epoch, report):
+    """Return the Summary of runs of one setting after an epoch; report: the list of Reported."""
+    config, is_real = runs[0].config.setting(), runs[0].record.conditions.data_source == "real"
+    rows = [row for row in report if row.config == config and is_real and epoch == REPORT_EPOCHS]
+    trained = [run for run in runs if len(run.history) >= epoch]
+    seconds = [row["seconds"] for run in trained for row in run.history]
+    return Summary(
+        config.words() + ("" if is_real else ", synthetic data"),
+        [run.history[epoch - 1]["test_accuracy"] for run in trained],
+        [run.config.seed for run in runs if run not in trained],
+        statistics.median(seconds) if seconds else math.nan,
+        runs[0].record.conditions.parameters,
+        rows[0] if rows else Reported(config, None),
+    )
+
+
+def group_by_setting(runs):
+    """Return the runs of each setting in the given order: a list of lists."""
+    groups = {}
+    for run in runs:
+        groups.setdefault((run.config.script(), run.config.setting(), run.record.conditions.data_source), []).append(
+            run
+        )
+    return list(groups.values())
+
+
+def filled_columns(columns, rows):
+    """Return columns and rows without the columns in which every row is empty."""
+    kept = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+    return [[row[number] for number in kept] for row in (columns, *rows)]
+
+
+def print_results(runs, epoch, report):
+    """Print the test accuracy of one run, or an aligned table of the Summary of each setting."""
+    if len(runs) == 1:
+        accuracy, epoch = runs[0].history[-1]["test_accuracy"], runs[0].epoch
+        reported = summarise(runs, epoch, report).reported
+        compared = (
+            f" (the reference report: {reported.accuracy} %)" if reported.accuracy and not reported.remark else ""
+        )
+        print(f"test accuracy {accuracy:.2f} % after epoch {epoch}{compared}")
+        return
+    rows = filled_columns(Summary.COLUMNS, [summarise(group, epoch, report).row() for group in group_by_setting(runs)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print(f"\ntest accuracy in % after epoch {epoch}")
+    for name, *figures in rows:
+        aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
+        print("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One experiment and many
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def processes():
@@ -743,252 +1057,20 @@ def processes():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def requested_settings(script, args, experiments):
-    """Return what a script's flags ask for, a list of settings (dict by name), no two alike.
-
-    With --report that is the report's list, else the product of the flags' values; momentum is SGD's alone.
-    """
-    names = SETTINGS[script]
-    if args.report:
-        grid = [{**experiment.settings, "seed": seed} for seed in args.seed for experiment in experiments]
-    else:
-        values = itertools.product(*(getattr(args, name) for name in names))
-        grid = [dict(zip(names, combination, strict=True)) for combination in values]
-    for settings in grid:
-        settings["momentum"] *= settings["optimizer"] == "sgd"
-    ordered = [{name: settings[name] for name in names} for settings in grid]
-    return [settings for number, settings in enumerate(ordered) if settings not in ordered[:number]]
+def is_first():
+    return int(os.environ.get("RANK", 0)) == 0
 
 
-def run_experiments(script, args, build_model, experiments, after_epoch=lambda run, model, data, epoch: None):
-    """Train what the flags ask for, each experiment in its run folder; say how it ended and what to type next.
-
-    build_model(config) returns the untrained network; after_epoch: see train.
-    """
-    args.threads = share_of_cores()
-    sets, grid = {}, requested_settings(script, args, experiments)
-
-    def train_one(settings):
-        name = settings["dataset"]
-        if name not in sets:
-            sets[name] = load_data(name, args.data, args.data_dir)
-            if sets[name].source == "synthetic":
-                print(synthetic_notice(name))
-        config = resolve_config(script, args, settings, sets[name].source)
-        with redirect_stdout(io.StringIO()) if processes() > 1 else nullcontext():
-            run = train_experiment(config, args, sets[name], build_model, after_epoch, alone=len(grid) == 1)
-        if processes() > 1 and run.writer and run.history:
-            print(f"{run.folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}", flush=True)
-        return run
-
-    if len(grid) == 1:
-        run = train_one(grid[0])
-        accuracy, reported = run.history[-1]["test_accuracy"], reported_accuracy(run.config, experiments)
-        compared = f" (the reference report: {reported} %)" if reported else ""
-        print(f"test accuracy {accuracy:.2f} % after epoch {run.epoch}{compared}")
-        to_visualize = run.folder
-    else:
-        runs = work_through(grid, train_one)
-        if runs is None:
-            return
-        epoch = min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs
-        print_results(runs, epoch, experiments)
-        to_visualize = args.runs_dir
-    for name, data in sets.items():
-        if data.source == "synthetic":
-            print(synthetic_notice(name))
-    print(f"\nNext:\n  tensorboard --logdir {args.runs_dir}\n  python visualize.py {to_visualize}")
+def say_once(text):
+    """Print a line that concerns all processes, in the first one only."""
+    if is_first():
+        print(text, flush=True)
 
 
 def share_of_cores():
     """Return the number of threads for this process, one of several on this machine if torchrun says so."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return torch.get_num_threads() if local == 1 else max(1, os.cpu_count() // local)
-
-
-def train_experiment(config, args, data, build_model, after_epoch, alone):
-    """Train an experiment up to --epochs, from where its folder stands; return its Run.
-
-    alone: it is the only one asked for; else one that diverged before is left as it is.
-    """
-    with Run(run_folder(args.runs_dir, config), config, args.fresh) as run:
-        check_device(run.config["device"])
-        torch.set_num_threads(run.config["threads"])
-        torch.manual_seed(run.config["seed"])
-        model = build_model(run.config).to(run.config["device"])
-        run.config["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        if run.epoch >= args.epochs:
-            print(f"{run.folder}: complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
-        elif run.diverged and not (alone or args.fresh):
-            print(f"{run.folder}: diverged in epoch {run.diverged}; --fresh starts over")
-        else:
-            print("{folder}: {parameters:,} parameters, {device}, {precision}".format(folder=run.folder, **run.config))
-            try:
-                train(run, model, data.to(run.config["device"]), after_epoch)
-            except TrainingError as error:
-                if alone:
-                    raise
-                print(f"{run.folder}: {error}", file=sys.stderr)
-    return run
-
-
-def work_through(grid, train_one):
-    """Train all settings of grid but those that other processes are training; return their Runs in grid's order.
-
-    The first process waits for the others' runs, and takes them over should they die; the others return None when
-    there is nothing left to take.
-    """
-    runs = [None] * len(grid)
-    first, announced = int(os.environ.get("RANK", 0)) == 0, False
-    while None in runs:
-        missing = runs.count(None)
-        for number, settings in enumerate(grid):
-            if runs[number] is None:
-                with suppress(LockedError):
-                    runs[number] = train_one(settings)
-        if runs.count(None) == missing:  # other processes train all that is left
-            if not first:
-                return None
-            if not announced:
-                print(f"waiting for what other processes train, {missing} of {len(grid)} runs", flush=True)
-            announced = True
-            time.sleep(1)
-    return runs if first else None
-
-
-def print_results(runs, epoch, experiments):
-    """Print an aligned table of test accuracies in percent after an epoch, a row for each setting.
-
-    measured: the mean over seeds; std: their standard deviation; within: whether the reported figure lies within what
-    several seeds span. A column that has nothing to say is left out.
-    """
-    settings = {}
-    for run in runs:
-        settings.setdefault(experiment_name(run.config, with_seed=False), []).append(run)
-    rows = [("setting", "reported", "measured", "difference", "std", "seeds", "within")]
-    for name, group in settings.items():
-        measured = [run.history[epoch - 1]["test_accuracy"] for run in group if run.epoch >= epoch]
-        reported = reported_accuracy({**group[0].config, "epochs": epoch}, experiments)
-        mean = f"{statistics.fmean(measured):.2f}" if measured else "diverged"
-        difference = f"{statistics.fmean(measured) - reported:+.2f}" if measured and reported else ""
-        row = [name, f"{reported:.2f}" if reported else "", mean, difference]
-        if len(measured) > 1:
-            within = "yes" if reported and min(measured) <= reported <= max(measured) else "no"
-            row += [f"{statistics.stdev(measured):.2f}", str(len(measured)), within if reported else ""]
-        rows.append(row + [""] * (len(rows[0]) - len(row)))
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    print(f"\ntest accuracy in % after epoch {epoch}")
-    for name, *figures in zip(*columns, strict=True):
-        aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
-        print("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse with default values in the help, no abbreviations, and errors of one line."""
-
-    def __init__(self, description):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists the flags and their values\n")
-
-
-def _checked(convert, accept, wanted):
-    def parse(text):
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not accept(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        return value
-
-    return parse
-
-
-def one_of(*names):
-    return _checked(str, names.__contains__, f"one of {', '.join(names)}")
-
-
-def whole_number(low, high):
-    return _checked(int, lambda value: low <= value <= high, f"a whole number from {low} to {high}")
-
-
-folder_name = _checked(str, bool, "the name of a folder")
-
-# What a setting may be, on the command line and in the files of a run: functions from its text to its value.
-RULES = {
-    "script": one_of("cnn_cifar10", "rnn_mnist"),
-    "dataset": one_of(*DATASET_TITLES),
-    "cell": one_of("rnn", "gru", "lstm"),
-    "hidden_size": whole_number(1, 4096),
-    "optimizer": one_of("adam", "sgd"),
-    "lr": _checked(float, lambda value: 0 < value < math.inf, "a number above 0"),
-    "momentum": _checked(float, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
-    "batch_size": whole_number(1, 60_000),
-    "seed": whole_number(0, 2**31 - 1),
-    "epochs": whole_number(1, 999),
-    "data_source": one_of("real", "synthetic"),
-    "data_dir": folder_name,
-    "device": one_of("cpu", "cuda", "mps"),
-    "precision": one_of("fp32", "bf16"),
-    "threads": whole_number(1, 1024),
-    "parameters": whole_number(1, 10**9),
-}
-COMMON_SETTINGS = [name for name in RULES if name not in ("cell", "hidden_size")]  # of every run
-# The settings that define a script's experiment, in the order in which they name its folder.
-SETTINGS = {
-    "cnn_cifar10": ("dataset", "optimizer", "lr", "momentum", "batch_size", "seed"),
-    "rnn_mnist": ("dataset", "cell", "hidden_size", "optimizer", "lr", "momentum", "batch_size", "seed"),
-}
-
-
-def experiment_parser(description, lr, batch_size):
-    """Return the parser of the flags that both training scripts share; lr and batch_size are the defaults."""
-    parser = ArgumentParser(description)
-    flag = parser.add_argument
-    flag("--optimizer", nargs="+", choices=("adam", "sgd"), default=["adam"], help="default: adam")
-    flag("--lr", nargs="+", type=RULES["lr"], default=[lr], help=f"learning rate; default: {lr:g}")
-    flag("--momentum", nargs="+", type=RULES["momentum"], default=[0.0], help="momentum of SGD; default: 0")
-    flag("--epochs", type=RULES["epochs"], default=10, help="default: 10")
-    flag("--batch-size", nargs="+", type=RULES["batch_size"], default=[batch_size], help=f"default: {batch_size}")
-    flag("--seed", nargs="+", type=RULES["seed"], default=[0], help="default: 0")
-    real_first = "auto: the real set if it is there or can be downloaded, else the embedded one; default: auto"
-    flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=real_first)
-    flag("--data-dir", type=folder_name, default="data", help="where the real sets lie or shall lie; default: data")
-    flag("--runs-dir", type=folder_name, default="runs", help="where the run's folder is made; default: runs")
-    flag("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
-    native_bf16 = "auto: bf16 where it pays and the hardware multiplies it natively, else fp32; default: auto"
-    flag("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=native_bf16)
-    flag("--report", action="store_true", help="run the reference report's experiments, for each --seed")
-    flag("--fresh", action="store_true", help="start over instead of continuing the run's folder")
-    return parser
-
-
-def parse_experiments(script, parser):
-    """Return a script's parsed command line."""
-    args = parser.parse_args()
-    if any(args.momentum) and "sgd" not in args.optimizer:
-        parser.error(f"argument --momentum: {max(args.momentum):g} needs --optimizer sgd")
-    changed = [name for name in SETTINGS[script] if name != "seed" and getattr(args, name) != parser.get_default(name)]
-    if args.report and changed:
-        parser.error(f"argument --report: brings its own settings; leave out --{changed[0].replace('_', '-')}")
-    if args.fresh and processes() > 1:
-        parser.error("argument --fresh: several processes cannot start over together; delete the run folders instead")
-    return args
-
-
-def check_device(device):
-    """Raises InputError when the device ('cpu', 'cuda' or 'mps') is not there."""
-    if device != "cpu" and not getattr(torch, device).is_available():
-        raise InputError(f"the device {device} is not there; use --device cpu, or --device auto for the best there is")
 
 
 def best_device():
@@ -1003,35 +1085,7 @@ def multiplies_bf16(device):
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-# Up to here threads that wait for each other at every step gain little, and crawl when another process is at work.
-SMALL_HIDDEN_SIZE = 64
-
-
-def resolve_config(script, args, settings, data_source):
-    """Return what config.json holds: the settings, and everything else a run's numbers may depend on."""
-    device = best_device() if args.device == "auto" else args.device
-    check_device(device)
-    precision = args.precision
-    if precision == "auto":
-        precision = "bf16" if script == "cnn_cifar10" and multiplies_bf16(device) else "fp32"
-    return {
-        "script": script,
-        **settings,
-        "epochs": args.epochs,
-        "data_source": data_source,
-        "data_dir": args.data_dir,
-        "device": device,
-        "precision": precision,
-        "threads": 1 if settings.get("hidden_size", math.inf) <= SMALL_HIDDEN_SIZE else args.threads,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": version("torchvision"),
-        },
-        "commit": git_commit(),
-    }
-
-
+@cache
 def git_commit():
     """Return the commit that this code stands at, with '-dirty' behind it if changed; None outside a repository."""
     command = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
@@ -1039,13 +1093,259 @@ def git_commit():
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
-def experiment_name(config, with_seed=True):
-    """Return the name made from the settings that define an experiment, the data source first when it is not real."""
-    units = {"lr": "lr", "momentum": "momentum", "hidden_size": "hidden", "batch_size": "batch", "seed": "seed"}
-    skipped = {"momentum" if config["optimizer"] == "adam" else None, None if with_seed else "seed"}
-    parts = [f"{units.get(key, '')}{config[key]}" for key in SETTINGS[config["script"]] if key not in skipped]
-    return "_".join(["synthetic"] * (config["data_source"] == "synthetic") + parts)
+def new_conditions(config, args, data_source):
+    """Return the Conditions under which a run starts; raises InputError for a device that is not there."""
+    device = args.device if args.device not in (None, "auto") else best_device()
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise InputError(f"the device {device} is not there; use --device cpu, or --device auto for the best there is")
+    precision = getattr(args, "precision", None) or "auto"
+    if precision == "auto":
+        precision = "bf16" if "bf16" in config.precisions and multiplies_bf16(device) else "fp32"
+    threads = min(args.threads, config.most_threads or args.threads)
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    versions |= {"torchvision": version("torchvision")}
+    about = {"epochs": args.epochs, "versions": versions, "commit": git_commit()}
+    return Conditions(data_source, args.data_dir, device, precision, threads, **about)
 
 
-def run_folder(runs_dir, config):
-    return Path(runs_dir, config["script"], experiment_name(config))
+def continued_conditions(folder, conditions, args):
+    """Return the Conditions under which a run continues; raises InputError where a typed flag asks for others."""
+    for name in ("device", "precision"):
+        asked, recorded = getattr(args, name, None), getattr(conditions, name)
+        if asked not in (None, "auto", recorded):
+            raise InputError(
+                f"{folder} was begun with --{name} {recorded}, not {asked}; leave the flag out to continue it, "
+                "or start over with --fresh, or use another --runs-dir"
+            )
+    if conditions.device != "cpu" and not getattr(torch, conditions.device).is_available():
+        raise InputError(
+            f"{folder} was begun on the device {conditions.device}, which is not there; continue it where there is "
+            "one, or start over with --fresh, or use another --runs-dir"
+        )
+    return conditions
+
+
+@contextmanager
+def opened_run(folder, config, args, data_source):
+    """Hold a run's folder and yield its Run, as the checkpoint left it or new.
+
+    Raises LockedError when another process trains it, InputError when it cannot be continued as asked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        for leftover in folder.rglob("*.part"):
+            leftover.unlink()
+        if args.fresh:
+            remove_records(folder)
+        checkpoint = read_checkpoint(folder, {config.script(): type(config)})
+        if checkpoint is None:
+            if (folder / "metrics.csv").exists():
+                raise InputError(
+                    f"{folder} holds a run's records without its checkpoint.pt, so that it cannot continue; "
+                    "start over with --fresh, or use another --runs-dir"
+                )
+            record = Record(config, new_conditions(config, args, data_source))
+        else:
+            record = checkpoint["record"]
+            if (record.config, record.conditions.data_source) != (config, data_source):
+                raise InputError(f"{folder} holds another experiment; --fresh starts over, or use another --runs-dir")
+            conditions = continued_conditions(folder, record.conditions, args)
+            epochs = max(args.epochs, len(checkpoint["history"]))
+            record = record._replace(conditions=replace(conditions, epochs=epochs))
+        yield Run(folder, record._replace(diverged=diverged_before(folder)), checkpoint)
+
+
+def diverged_before(folder):
+    """Return the epoch in which the last attempt to train a run diverged, None where it did not or nothing is known."""
+    try:
+        return json.loads((folder / "config.json").read_text()).get("diverged")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def train_run(run, train, data, alone):
+    """Train a run up to its epochs; alone: it is the only one asked for, else one that diverged before is left."""
+    if run.epoch >= run.record.conditions.epochs:
+        print(f"{run.folder}: complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
+    elif run.diverged and not alone:
+        print(f"{run.folder}: diverged in epoch {run.diverged}; --fresh starts over")
+    else:
+        torch.set_num_threads(run.record.conditions.threads)
+        torch.manual_seed(run.config.seed)
+        try:
+            train(run.config, run, data.to(run.device))
+        except TrainingError as error:
+            run.record_divergence()
+            kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
+            where = f"in epoch {run.epoch + 1} at learning rate {run.config.lr:g}"
+            message = f"{error} {where}; {kept}; try a smaller --lr"
+            if alone:
+                raise TrainingError(message) from None
+            print(f"{run.folder}: {message}", file=sys.stderr)
+
+
+def work_through(configs, train_one):
+    """Train a list of experiments; return their Runs in its order, and how many were refused, each with its reason.
+
+    train_one(config) returns its Run. What other processes train is left to them; the first process waits for that, and
+    takes it over should they die.
+    """
+    left, runs, refused, is_announced = dict(enumerate(configs)), {}, 0, False
+    while left:
+        before = len(left)
+        for number, config in list(left.items()):
+            try:
+                runs[number] = train_one(config)
+            except LockedError:
+                continue
+            except InputError as error:
+                refused += 1
+                print(f"error: {error}", file=sys.stderr)
+            del left[number]
+        if len(left) == before:  # other processes train all that is left
+            if not is_first():
+                break
+            if not is_announced:
+                print(f"waiting for what other processes train, {len(left)} of {len(configs)} runs", flush=True)
+            is_announced = True
+            time.sleep(1)
+    return [run for _, run in sorted(runs.items())], refused
+
+
+def run_experiments(configs, train, args, report):
+    """Train experiments in their run folders; say how they ended and what to type next."""
+    args.threads, alone = share_of_cores(), len(configs) == 1
+
+    @cache
+    def data(name):
+        loaded = load_data(name, args.data, args.data_dir)
+        if loaded.source == "synthetic":
+            say_once(synthetic_notice(name))
+        return loaded
+
+    def train_one(config):
+        folder = run_folder(args.runs_dir, config, data(config.dataset).source)
+        with (
+            redirect_stdout(io.StringIO()) if processes() > 1 else nullcontext(),
+            opened_run(folder, config, args, data(config.dataset).source) as run,
+        ):
+            before = run.epoch
+            train_run(run, train, data(config.dataset), alone)
+        if processes() > 1 and run.epoch > before:
+            print(f"{run.folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}", flush=True)
+        return run
+
+    runs, refused = ([train_one(configs[0])], 0) if alone else work_through(configs, train_one)
+    if runs and is_first():
+        print_results(runs, min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs, report)
+        for name in {run.config.dataset: run for run in runs if run.record.conditions.data_source == "synthetic"}:
+            print(synthetic_notice(name))
+        print(f"\nNext:\n  tensorboard --logdir {curves_folder(runs)}")
+        print(f"  python visualize.py {runs[0].folder if alone else args.runs_dir}")
+    if refused:
+        raise InputError(f"{refused} of {len(configs)} runs could not be trained, for the reasons given above")
+
+
+def curves_folder(runs, most=40):
+    """Return the folder to open in TensorBoard, which shows no curve at first when it finds more than 40 runs."""
+    below = len(list(runs[0].folder.parent.glob("*/events.out.tfevents.*")))
+    return runs[0].folder.parent if below <= most else runs[0].folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with errors of one line that name the nearest flag to a mistyped one."""
+
+    def __init__(self, description):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message):
+        unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        if message.startswith("unrecognized arguments") and unknown:
+            nearest = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            message += f"; did you mean {nearest[0]}?" if nearest else ""
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists the flags and their values\n")
+
+
+def folder_name(text):
+    if not text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
+    return text
+
+
+def experiment_parser(config_class, description):
+    """Return a training script's parser: a flag for each field of its Config, and the flags that both scripts share.
+
+    A flag of Config that was not typed is None.
+    """
+    parser = ArgumentParser(description)
+    flag = parser.add_argument
+    for one in settings_of(config_class):
+        metavar = f"{{{','.join(one.choices)}}}" if one.choices else one.kind.__name__.upper()
+        text = f"{one.help}; default: {number_text(one.default)}".removeprefix("; ")
+        flag(one.flag, nargs="+", type=one.parse, metavar=metavar, help=text.replace("%", "%%"))
+    epochs = Setting("epochs", int, 10, minimum=1, maximum=999)
+    flag("--epochs", type=epochs.parse, default=10, metavar="INT", help="in all; default: 10")
+    real_first = "auto: the real set if it is there or can be downloaded, else the embedded one; default: auto"
+    flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=real_first)
+    flag("--data-dir", type=folder_name, default="data", help="where the real sets lie or shall lie; default: data")
+    flag("--runs-dir", type=folder_name, default="runs", help="where the run's folder is made; default: runs")
+    flag("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    if len(config_class.precisions) > 1:
+        native = f"auto: {config_class.precisions[0]} where the hardware multiplies it natively; default: auto"
+        flag("--precision", choices=("auto", *config_class.precisions), default="auto", help=native)
+    flag("--report", action="store_true", help="run the reference report's experiments, for each --seed")
+    flag("--fresh", action="store_true", help="start over instead of continuing the run's folder")
+    return parser
+
+
+def parse_experiments(config_class, report, parser):
+    """Return a training script's parsed command line and the Configs that it asks for, no two alike.
+
+    With --report that is the report's list, else every combination of the flags' values; a setting that needs a value
+    of another one, as momentum needs SGD, stays at its default without it.
+    """
+    args = parser.parse_args()
+    settings = settings_of(config_class)
+    typed = {one.name: values for one in settings if (values := getattr(args, one.name)) is not None}
+    if args.report and typed.keys() - {"seed"}:
+        name = next(one for one in settings if one.name in typed and one.name != "seed").flag
+        parser.error(f"argument --report: brings its own settings; leave out {name}")
+    if args.fresh and processes() > 1:
+        parser.error("argument --fresh: several processes cannot start over together; delete the run folders instead")
+    grid = {one.name: typed.get(one.name, [one.default]) for one in settings}
+    for one in settings:
+        if one.only and one.only[1] not in grid[one.only[0]] and grid[one.name] != [one.default]:
+            needed = f"--{one.only[0].replace('_', '-')} {one.only[1]}"
+            parser.error(f"argument {one.flag}: {number_text(grid[one.name][-1])} needs {needed}")
+    if args.report:
+        configs = [replace(row.config, seed=seed) for seed in grid["seed"] for row in report]
+    else:
+        combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        configs = [config_class(**without_unfit(settings, chosen)) for chosen in combinations]
+    return args, list(dict.fromkeys(configs))
+
+
+def without_unfit(settings, chosen):
+    """Return chosen values by setting, those that need another setting's value at their default without it."""
+    unfit = {one.name: one.default for one in settings if one.only and chosen[one.only[0]] != one.only[1]}
+    return {**chosen, **unfit}
+
+
+def main(config_class, train, report):
+    """Be a training script: train the experiments that its command line asks for.
+
+    config_class: its Config; train(config, run, data) trains one of them; report: its list of Reported.
+    """
+
+    def work():
+        parser = experiment_parser(config_class, sys.modules[config_class.__module__].__doc__)
+        args, configs = parse_experiments(config_class, report, parser)
+        run_experiments(configs, train, args, report)
+
+    run_script(work)

@@ -4,18 +4,15 @@
     python visualize.py runs/cnn_cifar10/NAME --figures filters    only the ones named
     python visualize.py runs                                       all runs compared, into runs/comparison/
 
-Figures of any run: curves, confusion, examples. Of a convolutional network also: filters, activations, and, after
-Zeiler & Fergus (2013), arXiv:1311.2901: deconv, evolution, invariance, occlusion, contribution; and gabor. Of a
-recurrent network also: gradients, reading. Of several runs: results, curves, hidden_size, learning_rate, optimizer,
-gradients, claims.
+The methods are those of Zeiler & Fergus (2013), arXiv:1311.2901, where a section or a figure of it is named.
 """
 
-import copy
 import csv
 import io
 import itertools
 import math
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,32 +24,40 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 import cnn_cifar10
 import rnn_mnist
 from utils import (
-    DATASET_TITLES,
     REPORT_EPOCHS,
-    SETTINGS,
     ArgumentParser,
     InputError,
-    autocast,
+    Summary,
     folder_name,
-    load_checkpoint,
+    group_by_setting,
     load_data,
     load_tensors,
+    number_text,
     predict,
-    read_config,
+    read_checkpoint,
     read_metrics,
-    reported_row,
+    read_record,
     restore,
     run_script,
+    summarise,
     synthetic_notice,
+    table_text,
     write_atomically,
 )
 
-SCRIPTS = {"cnn_cifar10": cnn_cifar10, "rnn_mnist": rnn_mnist}
+CNN, RNN = cnn_cifar10.Config.script(), rnn_mnist.Config.script()
+CONFIGS = {CNN: cnn_cifar10.Config, RNN: rnn_mnist.Config}
+REPORT = cnn_cifar10.REPORT + rnn_mnist.REPORT
+NETWORKS = {
+    CNN: lambda run: cnn_cifar10.LeNet5(run.config, run.record.conditions.precision),
+    RNN: lambda run: rnn_mnist.RowReader(run.config),
+}
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -60,82 +65,152 @@ STYLE = {
     "savefig.dpi": 160,
     "image.interpolation": "nearest",
     "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
 }
 WIDTH = 8  # inches, of every figure
 GRAY = matplotlib.colormaps["gray"].with_extremes(bad="#dfe8f2")  # what is no pixel of an image is tinted
+# Okabe and Ito's colours, which the colour-blind tell apart; these four stay with their networks in every figure.
+NETWORK_COLOURS = {"RNN": "#E69F00", "GRU": "#0072B2", "LSTM": "#009E73", "LeNet-5": "#CC79A7"}
+BEFORE, AFTER, OTHER = "#999999", "#0072B2", "#D55E00"  # untrained or training images, trained or test images, beside
 
 
 load_once = cache(partial(load_data, may_download=False))
 
 
-class FinishedRun:
+class SavedRun:
     """A run's folder, read piece by piece as the figures ask for it. Raises InputError where a piece is unusable."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.config = read_config(self.folder)
-
-    @property
-    def is_cnn(self):
-        return self.config["script"] == "cnn_cifar10"
+        self.record = read_record(self.folder, CONFIGS)
+        self.config, self.script = self.record.config, self.record.config.script()
 
     @property
     def title(self):
         """The run in words: network, data set, training, seed."""
-        return f"{self.setting()}, seed {self.config['seed']}"
+        return self.config.words(without=()) + self.source
 
-    def setting(self, without=None):
-        """The run's setting in words, seed aside; without: a setting to leave out, such as 'lr'."""
-        config = self.config
-        network = "LeNet-5" if self.is_cnn else config["cell"].upper()
-        if not self.is_cnn and without != "hidden_size":
-            network += f" with {config['hidden_size']} hidden units"
-        source = "" if config["data_source"] == "real" else "synthetic data in place of "
-        words = {
-            "optimizer": {"adam": "Adam", "sgd": "SGD"}[config["optimizer"]],
-            "lr": f"learning rate {config['lr']:g}",
-            "momentum": f"momentum {config['momentum']:g}" if config["momentum"] else "",
-            "batch_size": f"batch {config['batch_size']}",
-        }
-        training = [text for name, text in words.items() if text and name != without]
-        return ", ".join([f"{network} on {source}{DATASET_TITLES[config['dataset']]}", *training])
-
-    def test_accuracy(self, epoch=REPORT_EPOCHS):
-        """The test accuracy in percent after an epoch, or after the last one if that comes before."""
-        return self.metrics[: int(epoch)][-1]["test_accuracy"]
+    @property
+    def source(self):
+        return "" if self.record.conditions.data_source == "real" else ", synthetic data"
 
     @cached_property
-    def metrics(self):
+    def history(self):
+        """The rows of metrics.csv, empty when no epoch was finished."""
         return read_metrics(self.folder)
+
+    def test_accuracy(self, epoch=REPORT_EPOCHS):
+        """The test accuracy in percent after an epoch, None where the run diverged before it."""
+        return self.history[epoch - 1]["test_accuracy"] if len(self.history) >= epoch else None
+
+    @property
+    def has_checkpoint(self):
+        return (self.folder / "checkpoint.pt").is_file()
 
     @cached_property
     def model(self):
         """The trained network; its weights are the last epoch's."""
-        model = SCRIPTS[self.config["script"]].build_model(self.config)
-        restore(load_checkpoint(self.folder), model)
+        if not self.has_checkpoint:
+            raise InputError(
+                f"{self.folder} holds no checkpoint.pt (those of runs/reference are not shipped); train the run with "
+                f"{self.config.command()} and name its folder"
+            )
+        model = self.untrained_model()
+        restore(read_checkpoint(self.folder, CONFIGS), {"model": model})
         return model
 
     def untrained_model(self):
         """The network at its initialisation, rebuilt from the run's seed."""
-        torch.manual_seed(self.config["seed"])
-        return SCRIPTS[self.config["script"]].build_model(self.config)
+        torch.manual_seed(self.config.seed)
+        return NETWORKS[self.script](self).eval()
 
     def snapshot(self, epoch):
-        """A network with the convolution weights that stood after an epoch; its other weights are without meaning."""
+        """A network with the weights that stood after an epoch, where the run kept them (a CNN's convolutions)."""
         model = self.untrained_model()
         weights = load_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt")
-        restore({"model": model.state_dict() | weights}, model)
+        restore({"state": {"model": model.state_dict() | weights}}, {"model": model})
         return model
 
     @cached_property
     def data(self):
-        config = self.config
-        return load_once(config["dataset"], config["data_source"], config["data_dir"])
+        conditions = self.record.conditions
+        return load_once(self.config.dataset, conditions.data_source, conditions.data_dir)
 
     @cached_property
     def probabilities(self):
         """Class probabilities of the test images, float32 (N, classes), computed as in training."""
-        return predict(self.model, self.data.test_images, self.config["precision"]).softmax(dim=1)
+        return predict(self.model, self.data.test.images).softmax(dim=1)
+
+
+class Table(NamedTuple):
+    """A table to be written as CSV: the columns' types by name, and rows, a list of dict."""
+
+    columns: dict
+    rows: list
+
+
+FIGURES, COMPARISONS = {}, {}
+
+
+class Drawing(NamedTuple):
+    """A registered figure. fits: the script whose runs it is of, None for any."""
+
+    draw: object
+    fits: str | None
+
+
+def figure(fits=None):
+    """Register draw(run), which returns a Figure, or what it makes (Figure, Table) by file name."""
+    return lambda draw: FIGURES.setdefault(draw.__name__, Drawing(draw, fits)).draw
+
+
+def comparison(name):
+    """Register draw(groups), groups a list of lists of SavedRun; it returns what a figure does, or None."""
+    return lambda draw: COMPARISONS.setdefault(name, draw)
+
+
+def save(name, made, folder):
+    """Write what a figure returned into a folder: pictures, tables and texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in (made if isinstance(made, dict) else {f"{name}.png": made}).items():
+        if isinstance(content, Figure):
+            content = picture_bytes(content)
+        elif isinstance(content, Table):
+            content = table_text(content.columns, [map(cell_text, row.values()) for row in content.rows]).encode()
+        else:
+            content = content.encode()
+        write_atomically(folder / file, content)
+        tqdm.write(str(folder / file))
+
+
+def picture_bytes(drawn):
+    """Return a Figure as PNG; a palette takes a third of the bytes."""
+    content = io.BytesIO()
+    drawn.savefig(content, format="png")
+    picture = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    content = io.BytesIO()
+    picture.save(content, format="png", optimize=True)
+    return content.getvalue()
+
+
+def cell_text(value):
+    return f"{value:.7g}" if isinstance(value, float) else value
+
+
+def read_table(path, columns, is_whole):
+    """Return the rows of a Table as save wrote them, empty where there is none; raises InputError if damaged.
+
+    columns: the types by name; is_whole(rows): whether nothing is missing.
+    """
+    if not path.is_file():
+        return []
+    with suppress(LookupError, ValueError, TypeError), open(path, newline="") as file:
+        rows = [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
+        finite = all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+        if finite and is_whole(rows):
+            return rows
+    raise InputError(f"{path} is damaged; delete it, or write it anew with --figures {path.stem}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,42 +218,22 @@ class FinishedRun:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(settings):
-    """Draw train accuracy, train loss and test accuracy per epoch for each label: list of FinishedRun of a setting.
-
-    Several runs of a setting: their mean, and a band from the lowest to the highest.
-    """
-    several = len(settings) > 1
-    figure = Figure(figsize=(WIDTH, 3 + 0.17 * len(settings) * several))
-    panels = figure.subplots(1, 3)
-    accuracy, loss = "accuracy in %", "cross-entropy per image in nats"
-    columns = {"train_accuracy": accuracy, "train_loss": loss, "test_accuracy": accuracy}
-    for (label, runs), colour in zip(settings.items(), distinct_colours(len(settings)), strict=True):
-        epochs = range(1, 1 + min(len(run.metrics) for run in runs))
-        for panel, column in zip(panels, columns, strict=True):
-            values = np.array([[run.metrics[epoch - 1][column] for epoch in epochs] for run in runs])
-            style = {"marker": ".", "markersize": 4, "linewidth": 1.2, "label": label}
-            panel.plot(epochs, values.mean(0), color=colour, **style)
-            panel.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.25, linewidth=0)
-    for panel, (column, label) in zip(panels, columns.items(), strict=True):
-        panel.set(title=column.replace("_", " "), xlabel="epoch", ylabel=label)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.3)
-    panels[2].sharey(panels[0])
-    if several:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7)
-    return figure
-
-
-def distinct_colours(count):
-    qualitative = matplotlib.colormaps["tab10"].colors
-    return qualitative[:count] if count <= 10 else matplotlib.colormaps["turbo"](np.linspace(0, 1, count))
-
-
-def curves(run, output_dir):
-    figure = draw_curves({run.title: [run]})
-    figure.suptitle(run.title)
-    save_figure(figure, output_dir / "curves.png")
+@figure()
+def curves(run):
+    """Draw accuracy and loss by epoch, the test images' beside the training images'."""
+    drawn = Figure(figsize=(WIDTH, 3.2))
+    epochs = range(1, len(run.history) + 1)
+    names = {"accuracy": "accuracy in %", "loss": "cross-entropy per image in nats"}
+    for axes, (name, label) in zip(drawn.subplots(1, 2), names.items(), strict=True):
+        for part, colour in (("train", BEFORE), ("test", AFTER)):
+            values = [row[f"{part}_{name}"] for row in run.history]
+            axes.plot(epochs, values, marker=".", color=colour, label=f"{part} images")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    drawn.suptitle(f"Accuracy and loss by epoch\n{run.title}")
+    return drawn
 
 
 def confusion_matrix(labels, predicted, classes):
@@ -186,81 +241,76 @@ def confusion_matrix(labels, predicted, classes):
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
-def confusion(run, output_dir):
-    """Draw the confusion matrix of the test images, with the accuracy of each class and of all."""
-    classes, labels = run.data.classes, run.data.test_labels
+@figure()
+def confusion(run):
+    """Draw the confusion matrix of the test images, the errors shaded, with the accuracy of each class."""
+    classes, labels = run.data.classes, run.data.test.labels
     counts = confusion_matrix(labels, run.probabilities.argmax(1), len(classes)).numpy()
-    percent = 100 * counts / counts.sum(1, keepdims=True)
-    figure = Figure(figsize=(WIDTH, 6.4))
-    axes = figure.subplots()
-    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    errors = np.ma.masked_array(counts, np.eye(len(classes), dtype=bool))
+    drawn = Figure(figsize=(WIDTH, 6.4))
+    axes = drawn.subplots()
+    shown = axes.imshow(errors, cmap=matplotlib.colormaps["Oranges"].with_extremes(bad="#d6e6f2"), vmin=0)
     for row, column in np.ndindex(*counts.shape):
-        colour = "white" if percent[row, column] > 55 else "black"
+        colour = "white" if row != column and counts[row, column] > 0.6 * errors.max() else "black"
         axes.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     positions = range(len(classes))
     axes.set_xticks(positions, classes, rotation=45 if max(map(len, classes)) > 1 else 0, ha="center")
     axes.set_yticks(positions, classes)
     axes.set(xlabel="predicted class (numbers: images)", ylabel="true class")
     right = axes.secondary_yaxis("right")
-    right.set_yticks(positions, [f"{value:.1f} %" for value in percent.diagonal()])
+    right.set_yticks(positions, [f"{value:.1f} %" for value in 100 * counts.diagonal() / counts.sum(1)])
     right.set_ylabel("accuracy of the class")
     right.tick_params(length=0)
-    figure.colorbar(image, ax=axes, label="share of the true class in %", shrink=0.8)
+    drawn.colorbar(shown, ax=axes, label="images classified wrong", shrink=0.8)
     accuracy = 100 * counts.diagonal().sum() / counts.sum()
-    figure.suptitle(f"Confusion matrix, {accuracy:.2f} % of {counts.sum():,} test images right\n{run.title}")
-    save_figure(figure, output_dir / "confusion.png")
+    drawn.suptitle(f"Confusion matrix, {accuracy:.2f} % of {counts.sum():,} test images right\n{run.title}")
+    return drawn
 
 
-def tile(images, columns, gap):
-    """Lay images (N, H, W) out row by row; gap: empty pixels between (rows, columns).
+def draw_mosaic(axes, images, titles, columns, gap, room=0, **scale):
+    """Draw images, float (N, H, W), in gray on one axes, row by row, each below its title, pixel by pixel.
 
-    Returns one image with NaN in the gaps, and where the images begin: the rows' tops and the columns' left edges.
+    gap: empty pixels about each image; room: more of them above it, for the title; NaN is no pixel; scale: vmin and
+    vmax. Returns matplotlib's image and where the images begin: the rows' tops and the columns' left edges.
     """
+    from torchvision.utils import make_grid
+
     height, width = images.shape[1:]
-    tops = [row * (height + gap[0]) for row in range(math.ceil(len(images) / columns))]
-    lefts = [column * (width + gap[1]) for column in range(columns)]
-    mosaic = np.full((tops[-1] + height, lefts[-1] + width), np.nan)
-    for image, (top, left) in zip(images, itertools.product(tops, lefts), strict=False):
-        mosaic[top : top + height, left : left + width] = image
-    return mosaic, tops, lefts
-
-
-def draw_mosaic(axes, images, titles, columns, gap, **scale):
-    """Draw images (N, H, W) in gray on one axes as tile lays them out, each below its title, pixel by pixel.
-
-    scale: vmin and vmax. Returns matplotlib's image and where the images begin, as tile does.
-    """
-    mosaic, tops, lefts = tile(images, columns, gap)
+    roomy = F.pad(images.float(), (0, 0, room, 0), value=math.nan)
+    mosaic = make_grid(roomy[:, None], nrow=columns, padding=gap, pad_value=math.nan)[0]
+    tops = range(gap + room, mosaic.shape[0], height + room + gap)
+    lefts = range(gap, mosaic.shape[1], width + gap)
     for title, (top, left) in zip(titles, itertools.product(tops, lefts), strict=False):
-        axes.text(left + images.shape[2] / 2 - 0.5, top - 0.6, title, ha="center", va="bottom", fontsize=7)
+        axes.text(left + width / 2 - 0.5, top - 0.6, title, ha="center", va="bottom", fontsize=7)
     axes.set_frame_on(False)
     axes.set_anchor("N")
+    axes.set(xticks=[], yticks=[])
+    axes.tick_params(length=0)
     return axes.imshow(mosaic, cmap=GRAY, **scale), tops, lefts
 
 
-def examples(run, output_dir, rows=2):
-    """Draw test images of each class with the predicted class: the first ones right, then the first ones wrong."""
+@figure()
+def examples(run, rows=2):
+    """Draw the first test images of each class that are classified right and wrong."""
     data, predicted = run.data, run.probabilities.argmax(1)
-    images = np.full((2 * rows, len(data.classes), *data.test_images.shape[1:]), np.nan)
+    classes, (height, width) = data.classes, data.test.images.shape[1:]
+    images = torch.full((2 * rows, len(classes), height, width), math.nan)
     titles = np.full(images.shape[:2], "", dtype=object)
-    for label in range(len(data.classes)):
+    for label in range(len(classes)):
         for first_row, is_right in ((0, True), (rows, False)):
-            chosen = ((data.test_labels == label) & ((predicted == label) == is_right)).nonzero()[:rows, 0]
+            chosen = ((data.test.labels == label) & ((predicted == label) == is_right)).nonzero()[:rows, 0]
             for row, index in enumerate(chosen.tolist(), start=first_row):
-                images[row, label] = data.test_images[index]
-                probability = 100 * run.probabilities[index].max()
-                titles[row, label] = f"{data.classes[predicted[index]]}\n{probability:.0f} %"
-    figure = Figure(figsize=(WIDTH, 4.7))
-    axes = figure.subplots()
-    gap = (images.shape[2] * 5 // 12, images.shape[3] // 8)
-    flat = images.reshape(-1, *images.shape[2:])
-    _, tops, lefts = draw_mosaic(axes, flat, titles.flat, len(data.classes), gap, vmin=0, vmax=255)
-    axes.set_xticks([left + images.shape[3] / 2 for left in lefts], data.classes, fontsize=8)
-    axes.set_yticks([top + images.shape[2] / 2 for top in tops], ["right"] * rows + ["wrong"] * rows, fontsize=8)
-    axes.tick_params(length=0)
+                images[row, label] = data.test.images[index]
+                titles[row, label] = f"{classes[predicted[index]]}\n{100 * run.probabilities[index].max():.0f} %"
+    drawn = Figure(figsize=(WIDTH, 4.9))
+    axes = drawn.subplots()
+    flat = images.flatten(0, 1)
+    _, tops, lefts = draw_mosaic(axes, flat, titles.flat, len(classes), gap=3, room=height // 3, vmin=0, vmax=255)
+    axes.set_xticks([left + width / 2 for left in lefts], classes, fontsize=8)
+    axes.set_yticks([top + height / 2 for top in tops], ["right"] * rows + ["wrong"] * rows, fontsize=8)
     axes.set(xlabel="true class; above each image the predicted one and its probability", ylabel="classified")
-    figure.suptitle(f"Test images, the first of each class that are classified right and wrong\n{run.title}")
-    save_figure(figure, output_dir / "examples.png")
+    drawn.suptitle(f"Test images, the first of each class that are classified right and wrong\n{run.title}")
+    return drawn
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -268,25 +318,42 @@ def examples(run, output_dir, rows=2):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def filters(run, output_dir):
-    """Draw conv1's 32 kernels as a 4 x 8 grid in gray, all on one scale symmetric about zero."""
-    kernels = run.model.conv1.weight.detach()[:, 0].numpy()
-    limit = np.abs(kernels).max()
-    figure = Figure(figsize=(WIDTH, 4.2))
-    axes = figure.subplots()
-    titles = [f"map {number}" for number in range(len(kernels))]
-    image, tops, lefts = draw_mosaic(axes, kernels, titles, columns=8, gap=(1, 1), vmin=-limit, vmax=limit)
-    axes.set_xticks([left + pixel for left in lefts for pixel in (0, 4)], ["0", "4"] * len(lefts), fontsize=7)
-    axes.set_yticks([top + pixel for top in tops for pixel in (0, 4)], ["0", "4"] * len(tops), fontsize=7)
-    axes.set(xlabel="kernel column in pixels", ylabel="kernel row in pixels")
-    figure.colorbar(image, ax=axes, label="weight", shrink=0.9)
-    figure.suptitle(f"The kernels of conv1 after {len(run.metrics)} epochs\n{run.title}")
-    save_figure(figure, output_dir / "filters.png")
+def convolutions(model):
+    """Return the names of the network's convolutions, the first one first."""
+    return [name for name, layer in model.layers.named_children() if isinstance(layer, nn.Conv2d)]
+
+
+def first_kernels(model):
+    """Return the kernels of the first convolution, float32 (maps, height, width)."""
+    return getattr(model.layers, convolutions(model)[0]).weight.detach()[:, 0].float()
+
+
+def activations_of(model, images):
+    """Return each convolution's activations after ReLU, by name, float32 (N, C, H, W); images: (N, H, W), 0 to 255."""
+    outputs = model.outputs(images)
+    return {name: F.relu(outputs[name].float()) for name in convolutions(model)}
+
+
+@figure(CNN)
+def filters(run):
+    """Draw the first convolution's kernels before and after training, and what it changed."""
+    start, trained = first_kernels(run.untrained_model()), first_kernels(run.model)
+    drawn = Figure(figsize=(WIDTH, 4.8))
+    panels = drawn.subplots(1, 3)
+    limit, change = max(start.abs().max(), trained.abs().max()).item(), (trained - start).abs().max().item()
+    shown = {"at the start": (start, limit), "trained": (trained, limit), "the change": (trained - start, change)}
+    for axes, (title, (kernels, limit)) in zip(panels, shown.items(), strict=True):
+        numbers = [f"{number}" for number in range(len(kernels))]
+        picture, *_ = draw_mosaic(axes, kernels, numbers, columns=4, gap=1, room=2, vmin=-limit, vmax=limit)
+        axes.set(title=title)
+        drawn.colorbar(picture, ax=axes, label="weight", orientation="horizontal", shrink=0.9)
+    drawn.suptitle(f"The kernels of {convolutions(run.model)[0]}, after {len(run.history)} epochs\n{run.title}")
+    return drawn
 
 
 @torch.inference_mode()
 def activation_statistics(model, images, batch_size=250):
-    """Return statistics of both convolution layers' activations after ReLU over uint8 images (N, H, W).
+    """Return statistics of each convolution's activations after ReLU over images (N, H, W).
 
     For each layer a dict of float64 arrays: image_mean (N,), each image's mean over maps and positions; and by feature
     map mean (C,) and std (C,) over images and positions, std_across_images (C,) of the images' means over positions,
@@ -294,7 +361,7 @@ def activation_statistics(model, images, batch_size=250):
     """
     collected = {}
     for batch in images.split(batch_size):
-        for layer, maps in model.activations(model.prepare(batch)).items():
+        for layer, maps in activations_of(model, batch).items():
             pieces = [maps.mean((2, 3)), maps.square().mean((2, 3)), (maps == 0).float().mean((2, 3))]
             collected.setdefault(layer, []).append(torch.stack(pieces).double())
     statistics = {}
@@ -310,84 +377,83 @@ def activation_statistics(model, images, batch_size=250):
     return statistics
 
 
-def activations(run, output_dir):
-    """Draw activation_statistics of the test images, and write them as activations.csv."""
-    statistics = activation_statistics(run.model, run.data.test_images)
-    figure = Figure(figsize=(WIDTH, 5.2))
-    for row, (layer, values) in zip(figure.subplots(2, 3), statistics.items(), strict=True):
-        maps = np.arange(len(values["mean"]))
+@figure(CNN)
+def activations(run):
+    """Draw the statistics of the activations over the test images, with a table."""
+    statistics = activation_statistics(run.model, run.data.test.images)
+    drawn = Figure(figsize=(WIDTH, 2.6 * len(statistics)))
+    for row, (layer, values) in zip(drawn.subplots(len(statistics), 3, squeeze=False), statistics.items(), strict=True):
         mean, std = values["image_mean"].mean(), values["image_mean"].std()
         row[0].hist(values["image_mean"], bins=50, color="0.6")
         row[0].axvline(mean, color="black", linewidth=1, label=f"mean {mean:.3f}")
-        row[0].axvspan(mean - std, mean + std, color="tab:blue", alpha=0.2, label=f"± std {std:.3f}")
+        row[0].axvspan(mean - std, mean + std, color=AFTER, alpha=0.2, label=f"± std {std:.3f}")
         row[0].set(title=f"{layer}: across images", xlabel="mean activation of an image", ylabel="images")
-        row[0].legend(fontsize=7)
-        row[1].bar(maps, values["mean"], color="0.6", label="mean")
-        row[1].vlines(
-            maps, values["mean"], values["mean"] + values["std"], color="tab:blue", linewidth=1, label="+ std"
-        )
-        row[1].set(title=f"{layer}: per feature map", xlabel="feature map", ylabel="activation after ReLU")
-        row[1].set_ylim(0, 1.35 * (values["mean"] + values["std"]).max())
-        row[1].legend(fontsize=7)
-        row[2].bar(maps, values["zeros"], color="0.6")
-        row[2].axhline(
-            values["zeros"].mean(), color="tab:blue", linewidth=1, label=f"all: {values['zeros'].mean():.1f} %"
-        )
-        row[2].set(
-            title=f"{layer}: zeros after ReLU", xlabel="feature map", ylabel="share of zeros in %", ylim=(0, 100)
-        )
-        row[2].legend(fontsize=7)
-    figure.suptitle(f"Activations over {len(run.data.test_images):,} test images\n{run.title}")
-    save_figure(figure, output_dir / "activations.png")
-    save_activations_table(statistics, output_dir / "activations.csv")
+        order = values["mean"].argsort()[::-1]
+        ranks, means, tops = range(len(order)), values["mean"][order], (values["mean"] + values["std"])[order]
+        row[1].bar(ranks, means, color="0.6", label="mean")
+        row[1].vlines(ranks, means, tops, color=AFTER, linewidth=1, label="+ std")
+        row[1].set(title=f"{layer}: by feature map", xlabel="feature maps, ranked by mean", ylabel="activation")
+        row[2].bar(ranks, values["zeros"][order], color="0.6")
+        row[2].axhline(values["zeros"].mean(), color=AFTER, linewidth=1, label=f"all: {values['zeros'].mean():.1f} %")
+        row[2].set(title=f"{layer}: zeros", xlabel="feature maps, ranked by mean", ylabel="zeros in %", ylim=(0, 100))
+        for axes in row:
+            axes.legend(fontsize=7)
+    drawn.suptitle(f"Activations after ReLU over {len(run.data.test.images):,} test images\n{run.title}")
+    return {"activations.png": drawn, "activations.csv": activations_table(statistics)}
 
 
-def save_activations_table(statistics, path):
-    """Write a row for each feature map and one for each whole layer ('all'); zeros in percent."""
-    table = []
+def activations_table(statistics):
+    """Return a row for each feature map and one for each whole layer ('all'); zeros in percent."""
+    columns = {"layer": str, "feature_map": str, "mean": float, "std": float, "std_across_images": float}
+    columns["zeros_percent"] = float
+    rows = []
     for layer, values in statistics.items():
         mean, spread = values["mean"], values["std"]
         overall = np.sqrt((spread**2 + mean**2).mean() - mean.mean() ** 2)
-        rows = [("all", mean.mean(), overall, values["image_mean"].std(), values["zeros"].mean())]
-        rows += zip(range(len(mean)), mean, spread, values["std_across_images"], values["zeros"], strict=True)
-        table += [[layer, name, *(f"{value:.6f}" for value in numbers)] for name, *numbers in rows]
-    columns = ("layer", "feature_map", "mean", "std", "std_across_images", "zeros_percent")
-    write_table(table, columns, path)
+        rows.append((layer, "all", mean.mean(), overall, values["image_mean"].std(), values["zeros"].mean()))
+        by_map = zip(mean, spread, values["std_across_images"], values["zeros"], strict=True)
+        rows += [(layer, str(number), *numbers) for number, numbers in enumerate(by_map)]
+    return Table(columns, [dict(zip(columns, row, strict=True)) for row in rows])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The deconvolutional network of Zeiler & Fergus (2013), arXiv:1311.2901, section 2.1
 # ---------------------------------------------------------------------------------------------------------------------
 
-LAYERS = ("conv1", "pool1", "conv2", "pool2")
-CONVOLUTIONS = ("conv1", "conv2")
-POOL = 2  # height, width and stride of a pooling window
+
+def layers_up_to(model, layer):
+    """Return the network's layers by name, from the first to the one called layer."""
+    layers = dict(model.layers.named_children())
+    return dict(itertools.islice(layers.items(), list(layers).index(layer) + 1))
 
 
-def maps_and_switches(model, inputs):
-    """Return the rectified maps (N, C, H, W) of each of LAYERS, and each pooling's switches: where its maxima stood.
+def find_switches(model, outputs):
+    """Return where each pooling's maxima stood, by its name, and the size that it pooled.
 
-    inputs: float32 (N, 1, H, W). ReLU comes before pooling here, as in the paper, whatever order training uses.
+    ReLU comes before pooling here, as in the paper, whatever order training uses.
     """
-    maps, switches = model.activations(inputs), {}
-    for number in (1, 2):
-        pool = f"pool{number}"
-        maps[pool], switches[pool] = F.max_pool2d(maps[f"conv{number}"], POOL, return_indices=True)
-    return maps, switches
+    switches, before = {}, None
+    for name, layer in model.layers.named_children():
+        if isinstance(layer, nn.MaxPool2d):
+            rectified = F.relu(outputs[before].float())
+            _, places = F.max_pool2d(rectified, layer.kernel_size, layer.stride, return_indices=True)
+            switches[name] = places, rectified.shape[2:]
+        before = name
+    return switches
 
 
 def project_back(model, layer, maps, switches):
-    """Project activations (N, C, H, W) of one of LAYERS back to pixels, float32 (N, 1, H, W), as in section 2.1.
+    """Project activations (N, C, H, W) of a layer back to pixels, float32 (N, 1, H, W), as in section 2.1.
 
-    Layer by layer: unpool with the switches, rectify, filter with the transposed kernels; no biases anywhere, and
+    From layer to layer: unpool with the switches, rectify, filter with the transposed kernels; no biases anywhere, and
     the pixels are not rectified.
     """
-    for name in reversed(LAYERS[: LAYERS.index(layer) + 1]):
-        if name in switches:
-            maps = F.max_unpool2d(maps, switches[name], POOL)
-        else:
-            convolution = getattr(model, name)
-            maps = F.conv_transpose2d(F.relu(maps), convolution.weight, padding=convolution.padding)
+    for name, each in reversed(layers_up_to(model, layer).items()):
+        if isinstance(each, nn.MaxPool2d):
+            places, size = switches[name]
+            maps = F.max_unpool2d(maps, places, each.kernel_size, each.stride, output_size=size)
+        elif isinstance(each, nn.Conv2d):
+            maps = F.conv_transpose2d(F.relu(maps), each.weight, stride=each.stride, padding=each.padding)
     return maps
 
 
@@ -400,69 +466,74 @@ def strongest_alone(maps, feature_maps):
 
 
 @torch.inference_mode()
-def deconvolve(model, inputs, layer, feature_maps):
+def deconvolve(model, images, layer, feature_maps):
     """Show what excites a feature map most: project its strongest activation back to pixels (section 2.1).
 
-    inputs: float32 (N, 1, H, W); layer: one of LAYERS; feature_maps: int64 (N,), one an image.
+    images: (N, H, W), 0 to 255; layer: a convolution or a pooling; feature_maps: int64 (N,), one an image.
     Returns float32 (N, 1, H, W).
     """
-    maps, switches = maps_and_switches(model, inputs)
-    return project_back(model, layer, strongest_alone(maps[layer], feature_maps), switches)
+    outputs = model.outputs(images)
+    alone = strongest_alone(F.relu(outputs[layer].float()), feature_maps)
+    return project_back(model, layer, alone, find_switches(model, outputs))
 
 
 class Exciting(NamedTuple):
     """The images that excite each feature map of a layer most, strongest first, each (count, C).
 
-    strengths: float32 activations; images: int64 numbers; positions: int64, row * width + column in the map.
+    strengths: float32 activations; images: int64 numbers; rows, columns: int64, the activation's place in the map.
     """
 
     strengths: torch.Tensor
     images: torch.Tensor
-    positions: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
 
 
 @torch.inference_mode()
 def most_exciting(model, images, count=9, batch_size=250):
-    """Return for both convolution layers the Exciting ones of uint8 images (N, H, W), found in one pass over them."""
-    collected = {}
+    """Return the Exciting images for each convolution, by name, found in one pass over images (N, H, W)."""
+    collected, widths = {}, {}
     for batch in images.split(batch_size):
-        for layer, maps in model.activations(model.prepare(batch)).items():
+        for layer, maps in activations_of(model, batch).items():
             strongest = F.max_pool2d(maps, maps.shape[2:], return_indices=True)
             collected.setdefault(layer, []).append([values.flatten(1) for values in strongest])
+            widths[layer] = maps.shape[3]
     found = {}
     for layer, batches in collected.items():
         strengths, positions = (torch.cat(parts) for parts in zip(*batches, strict=True))  # each (N, C)
         strengths, numbers = strengths.topk(count, dim=0)
-        found[layer] = Exciting(strengths, numbers, positions.gather(0, numbers))
+        positions, width = positions.gather(0, numbers), widths[layer]
+        found[layer] = Exciting(strengths, numbers, positions // width, positions % width)
     return found
 
 
 def receptive_field(model, layer):
     """Return (size, stride, offset) in pixels: unit i of the layer sees the pixels from offset + stride * i on."""
     size, stride, offset = 1, 1, 0
-    for name in LAYERS[: LAYERS.index(layer) + 1]:
-        if hasattr(model, name):
-            convolution = getattr(model, name)
-            kernel, step, padding = convolution.kernel_size[0], convolution.stride[0], convolution.padding[0]
+    for each in layers_up_to(model, layer).values():
+        if isinstance(each, nn.Conv2d):
+            kernel, step, padding = each.kernel_size[0], each.stride[0], each.padding[0]
+        elif isinstance(each, nn.MaxPool2d):
+            kernel, step, padding = each.kernel_size, each.stride, each.padding
         else:
-            kernel, step, padding = POOL, POOL, 0
+            continue
         offset -= padding * stride
         size += (kernel - 1) * stride
         stride *= step
     return size, stride, offset
 
 
-def cut_patches(model, layer, images, positions):
+def cut_patches(model, layer, images, rows, columns):
     """Cut the receptive field of a unit out of each image (N, H, W): float32 (N, size, size), NaN outside the image.
 
-    positions: int64 (N,), the units, row * width + column in a map of the layer.
+    rows, columns: int64 (N,), the units' places in a map of the layer.
     """
     size, stride, offset = receptive_field(model, layer)
     padded = F.pad(images.float(), (size,) * 4, value=math.nan)
-    width = images.shape[2] // stride
-    corners = [(size + offset + stride * int(p // width), size + offset + stride * int(p % width)) for p in positions]
-    pairs = zip(padded, corners, strict=True)
-    return torch.stack([image[top : top + size, left : left + size] for image, (top, left) in pairs])
+    corners = ((size + offset + stride * torch.stack([rows, columns], dim=1)).tolist(), padded)
+    return torch.stack(
+        [image[top : top + size, left : left + size] for (top, left), image in zip(*corners, strict=True)]
+    )
 
 
 def exciting_patches(model, layer, images, exciting, feature_maps):
@@ -470,46 +541,61 @@ def exciting_patches(model, layer, images, exciting, feature_maps):
 
     feature_maps: int64 (M,). Both float32 (M, count, size, size), cut to the units' receptive fields.
     """
-    chosen = [values[:, feature_maps].T.flatten() for values in (exciting.images, exciting.positions)]
-    images, positions = images[chosen[0]], chosen[1]
+    numbers, rows, columns = (values[:, feature_maps].T.flatten() for values in exciting[1:])
     repeated = feature_maps.repeat_interleave(len(exciting.images))
-    reconstructions = deconvolve(model, model.prepare(images), layer, repeated).squeeze(1)
-    patches = [cut_patches(model, layer, pictures, positions) for pictures in (reconstructions, images)]
+    reconstructions = deconvolve(model, images[numbers], layer, repeated).squeeze(1)
+    patches = [cut_patches(model, layer, pictures, rows, columns) for pictures in (reconstructions, images[numbers])]
     return [cut.unflatten(0, (len(feature_maps), -1)) for cut in patches]
 
 
-def scaled(images):
-    """Divide each of the images (..., H, W) by its largest absolute value, NaN aside: black is -1, white 1."""
-    return images / images.nan_to_num().abs().amax((-2, -1), keepdim=True).clamp(min=1e-12)
+def scaled(images, quantile=1.0):
+    """Divide images (M, ...) by a quantile of their absolute values, NaN aside: black is -1, white 1."""
+    limits = images.abs().flatten(1).nanquantile(quantile, dim=1).clamp(min=1e-12)
+    return (images / limits.view(-1, *[1] * (images.dim() - 1))).clamp(-1, 1)
+
+
+def inside_first(model, layer, exciting, image_size, count):
+    """Return the count feature maps, int64, whose exciting patches lie inside the image most often, strongest first."""
+    size, stride, offset = receptive_field(model, layer)
+    starts = torch.stack([offset + stride * places for places in (exciting.rows, exciting.columns)])
+    inside = ((starts >= 0) & (starts + size <= image_size)).all(0).sum(0)  # (C,)
+    strength = exciting.strengths[0] / exciting.strengths[0].max()
+    return (inside + strength).topk(min(count, len(inside))).indices.sort().values
 
 
 def draw_pairs(reconstructions, patches, titles, columns=4):
     """Draw each feature map's reconstructions, on a scale of their own, beside the patches, both (M, 9, size, size)."""
-    blocks, gray = [], scaled(reconstructions.flatten(1, 2)).view_as(reconstructions)
-    for pair in zip(0.5 + 0.5 * gray, patches / 255, strict=True):
-        left, right = (tile(pictures.numpy(), columns=3, gap=(1, 1))[0] for pictures in pair)
-        blocks.append(np.hstack([left, np.full((len(left), 2), np.nan), right]))
-    height, width = blocks[0].shape
-    gap = (max(5, height // 5), max(3, width // 20))
-    inches = len(blocks) / columns * (height + gap[0]) * WIDTH / (columns * (width + gap[1]))
-    figure = Figure(figsize=(WIDTH, inches + 0.9))
-    axes = figure.subplots()
-    draw_mosaic(axes, np.stack(blocks), titles, columns, gap, vmin=0, vmax=1)
-    axes.set(xticks=[], yticks=[])
-    scales = "left: reconstructions, black to white from -m to m, m the map's largest value; right: patches, 0 to 255"
-    axes.set_xlabel(scales, fontsize=8)
-    return figure
+    from torchvision.utils import make_grid
+
+    blocks, gray = [], 0.5 + 0.5 * scaled(reconstructions, quantile=0.995)
+    for pair in zip(gray, patches / 255, strict=True):
+        blocks.append(
+            torch.cat([make_grid(each[:, None], nrow=3, padding=1, pad_value=math.nan)[0] for each in pair], 1)
+        )
+    blocks = torch.stack(blocks)
+    height, width = blocks.shape[1:]
+    room, rows = height // 6, math.ceil(len(blocks) / columns)
+    drawn = Figure(figsize=(WIDTH, rows / columns * WIDTH * (height + room + 4) / (width + 4) + 0.9))
+    axes = drawn.subplots()
+    draw_mosaic(axes, blocks, titles, columns, gap=4, room=room, vmin=0, vmax=1)
+    axes.set_xlabel("left: reconstructions, black to white about zero, a scale a map; right: the patches themselves")
+    return drawn
 
 
-def deconv(run, output_dir, maps_a_figure=32):
-    """Draw, as in Fig. 2, each feature map's nine most exciting test images: reconstructions beside patches."""
-    images = run.data.test_images
-    for layer, exciting in most_exciting(run.model, images).items():
-        for maps in torch.arange(exciting.images.shape[1]).split(maps_a_figure):
-            pairs = exciting_patches(run.model, layer, images, exciting, maps)
-            figure = draw_pairs(*pairs, [f"{layer}, map {number}" for number in maps])
-            figure.suptitle(f"What excites the feature maps of {layer} most, nine test images each\n{run.title}")
-            save_figure(figure, output_dir / f"deconv_{layer}_{maps[0]}-{maps[-1]}.png")
+@figure(CNN)
+def deconv(run, count=16):
+    """Draw, as in Fig. 2, what excites feature maps most: reconstructions beside patches of the images.
+
+    Of each convolution but the first, whose reconstructions are its kernels: the maps that look inside the image.
+    """
+    images, made = run.data.test.images, {}
+    for layer, exciting in list(most_exciting(run.model, images).items())[1:]:
+        maps = inside_first(run.model, layer, exciting, images.shape[1], count)
+        pairs = exciting_patches(run.model, layer, images, exciting, maps)
+        drawn = draw_pairs(*pairs, [f"map {number}" for number in maps])
+        drawn.suptitle(f"What excites {len(maps)} feature maps of {layer} most: nine test images each\n{run.title}")
+        made[f"deconv_{layer}.png"] = drawn
+    return made
 
 
 EVOLUTION_EPOCHS = (0, 1, 2, 5, 10)
@@ -518,8 +604,8 @@ EVOLUTION_EPOCHS = (0, 1, 2, 5, 10)
 def evolving_patches(models, images, maps):
     """Return each model's strongest reconstruction of some feature maps: the best image is sought anew for each model.
 
-    images: uint8 (N, H, W); maps: int64 (M,) by layer. Returns by layer the reconstructions, float32
-    (M, models, size, size) cut to the receptive field, and the strengths, float32 (M, models).
+    images: (N, H, W); maps: int64 (M,) by layer. Returns by layer the reconstructions, float32 (M, models, size, size)
+    cut to the receptive field, and the strengths, float32 (M, models).
     """
     found = {layer: [] for layer in maps}
     for model in models:
@@ -529,124 +615,134 @@ def evolving_patches(models, images, maps):
     return {layer: [torch.stack(parts, 1) for parts in zip(*pairs, strict=True)] for layer, pairs in found.items()}
 
 
-def evolution(run, output_dir, count=8):
-    """Draw, as in Fig. 4, the strongest reconstruction of some feature maps of each layer after several epochs."""
-    epochs = [epoch for epoch in EVOLUTION_EPOCHS if epoch <= len(run.metrics)]
-    channels = {layer: getattr(run.model, layer).out_channels for layer in CONVOLUTIONS}
+@figure(CNN)
+def evolution(run, count=8):
+    """Draw, as in Fig. 4, the strongest reconstruction of some feature maps as training goes on."""
+    epochs = [epoch for epoch in EVOLUTION_EPOCHS if epoch <= len(run.history)]
+    channels = {layer: getattr(run.model.layers, layer).out_channels for layer in convolutions(run.model)}
     maps = {layer: torch.linspace(0, last - 1, count).long() for layer, last in channels.items()}
-    evolved = evolving_patches([run.snapshot(epoch) for epoch in epochs], run.data.test_images, maps)
-    figure = Figure(figsize=(WIDTH, 6.9))
-    for axes, (layer, (pictures, strengths)) in zip(figure.subplots(1, 2), evolved.items(), strict=True):
-        pictures, size = scaled(pictures.flatten(0, 1)), pictures.shape[-1]
-        titles = [f"{strength:.2g}" for strength in strengths.flatten()]
-        gap = (math.ceil(size / 4), math.ceil(size / 7))
-        _, tops, lefts = draw_mosaic(axes, pictures.numpy(), titles, len(epochs), gap, vmin=-1, vmax=1)
+    evolved = evolving_patches([run.snapshot(epoch) for epoch in epochs], run.data.test.images, maps)
+    drawn = Figure(figsize=(WIDTH, 6.9))
+    panels = drawn.subplots(1, len(evolved), squeeze=False)[0]
+    for axes, (layer, (pictures, strengths)) in zip(panels, evolved.items(), strict=True):
+        size, titles = pictures.shape[-1], [f"{strength:.2g}" for strength in strengths.flatten()]
+        flat, gap = scaled(pictures.flatten(0, 1)), math.ceil(size / 8)
+        _, tops, lefts = draw_mosaic(axes, flat, titles, len(epochs), gap, room=math.ceil(size / 5), vmin=-1, vmax=1)
         axes.set_xticks([left + size / 2 - 0.5 for left in lefts], epochs)
         axes.set_yticks([top + size / 2 - 0.5 for top in tops], [f"map {number}" for number in maps[layer]])
-        axes.tick_params(length=0)
-        axes.set(xlabel="after epoch (0: untrained)", ylabel="feature map")
-        axes.set_title(f"{layer}; above each: the activation", pad=14)
-    figure.suptitle(f"Strongest reconstructions as training goes on, each on its own scale about zero\n{run.title}")
-    save_figure(figure, output_dir / "evolution.png")
+        axes.set(xlabel="after epoch (0: untrained)", title=f"{layer}; above each: the activation")
+    drawn.suptitle(f"Strongest reconstructions as training goes on, each on its own scale about zero\n{run.title}")
+    return drawn
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Invariance, occlusion and ablation, after Zeiler & Fergus (2013), and Gabor functions
+# Invariance, occlusion and silenced maps, after Zeiler & Fergus (2013), and Gabor functions
 # ---------------------------------------------------------------------------------------------------------------------
 
 # The amounts of Fig. 5: pixels downwards, times as large, degrees counterclockwise.
 TRANSFORMATIONS = {
-    "vertical shift in pixels": torch.arange(-8.0, 9.0),
+    "vertical shift in pixels": torch.arange(-8, 9),
     "scale": torch.linspace(1, 1.8, 17),
-    "rotation in degrees": torch.arange(0.0, 361.0, 15.0),
+    "rotation in degrees": torch.arange(0, 361, 15),
 }
 
 
-def transform(inputs, kind, amount):
-    """Return inputs (N, 1, H, W) shifted, scaled or turned about their centre; black comes in from outside.
+def transform(images, kind, amount):
+    """Return images (N, H, W) shifted, scaled or turned about their centre; what comes in repeats the edge.
 
     kind: one of TRANSFORMATIONS; amount: in its unit.
     """
-    shift, scale, angle = 0.0, 1.0, 0.0
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import affine
+
+    room = images.shape[-1] // 2
+    padded = F.pad(images[:, None].float(), (room,) * 4, mode="replicate")
+    chosen = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0]}
     if kind == "scale":
-        scale = float(amount)
+        chosen["scale"] = float(amount)
     elif kind == "rotation in degrees":
-        angle = math.radians(amount)
+        chosen["angle"] = -float(amount)
     else:
-        shift = -2 * float(amount) / inputs.shape[2]
-    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    affine = torch.tensor([[cos, -sin, 0], [sin, cos, shift]]).expand(len(inputs), 2, 3)
-    return F.grid_sample(inputs, F.affine_grid(affine, inputs.shape, align_corners=False), align_corners=False)
+        chosen["translate"] = [0, int(amount)]
+    return affine(padded, interpolation=InterpolationMode.BILINEAR, **chosen)[:, 0, room:-room, room:-room]
 
 
 @torch.inference_mode()
-def sensitivity(model, inputs, labels, kind):
+def sensitivity(model, images, labels, kind):
     """Return how transformed images differ for the network from the untransformed ones (section 4.1).
 
-    inputs: float32 (N, 1, H, W); labels: int64 (N,). Returns three float32 (amounts, N): the Euclidean distances of the
-    first layer's features (pool1) and of the last hidden layer's (fc1), and the true class's probability.
+    images: (N, H, W); labels: int64 (N,). Returns three float32 (amounts, N): the Euclidean distances of the first
+    rectified layer's features and of the last one's, relative to the norm of the untransformed image's, and 1 where the
+    class is found, else 0.
     """
+    rectified = [name for name, layer in model.layers.named_children() if isinstance(layer, nn.ReLU)]
 
-    def features(inputs):
-        maps, _ = maps_and_switches(model, inputs)
-        hidden = model.hidden(maps["pool2"])
-        return maps["pool1"].flatten(1), hidden, model.fc2(hidden).softmax(1)
+    def features(images):
+        outputs = model.outputs(images)
+        *_, logits = outputs.values()
+        return [outputs[name].float().flatten(1) for name in (rectified[0], rectified[-1])], logits
 
-    original, rows = features(inputs), []
+    original, rows = features(images)[0], []
     for amount in TRANSFORMATIONS[kind]:
-        *layers, probabilities = features(transform(inputs, kind, amount))
-        distances = [(moved - still).norm(dim=1) for moved, still in zip(layers, original[:2], strict=True)]
-        rows.append(torch.stack([*distances, probabilities.gather(1, labels[:, None])[:, 0]]))
+        moved, logits = features(transform(images, kind, amount))
+        pairs = zip(moved, original, strict=True)
+        distances = [(after - before).norm(dim=1) / before.norm(dim=1) for after, before in pairs]
+        rows.append(torch.stack([*distances, (logits.argmax(1) == labels).float()]))
     return torch.stack(rows, dim=1)
+
+
+@figure(CNN)
+def invariance(run, count=500):
+    """Draw, as in Fig. 5, what shifting, scaling and turning images does to features and accuracy."""
+    images, labels = (tensor[:count] for tensor in run.data.test)
+    drawn = Figure(figsize=(WIDTH, 6.6))
+    grid = drawn.subplots(3, 4, width_ratios=(1.1, 1, 1, 1))
+    for row, (kind, amounts) in zip(grid, TRANSFORMATIONS.items(), strict=True):
+        shown = amounts[torch.linspace(0, len(amounts) - 1, 9).long()].tolist()
+        pictures = torch.cat([transform(images[:1], kind, amount) for amount in shown])
+        room = pictures.shape[1] // 4
+        draw_mosaic(row[0], pictures, [f"{amount:g}" for amount in shown], 3, 4, room=room, vmin=0, vmax=255)
+        row[0].set(xlabel=kind)
+        *distances, right = sensitivity(run.model, images, labels, kind)
+        for axes, name, values in zip(
+            row[1:], ("first layer moves by", "last layer moves by"), distances, strict=False
+        ):
+            low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
+            axes.fill_between(amounts, low, high, color=AFTER, alpha=0.2, linewidth=0)
+            axes.plot(amounts, middle, color=AFTER)
+            axes.set(ylabel=name, ylim=(0, None))
+        row[3].plot(amounts, 100 * right.mean(1), color=OTHER)
+        row[3].set(ylabel="accuracy in %", ylim=(0, 100))
+        for axes in row[1:]:
+            axes.set(xlabel=kind)
+            axes.grid(alpha=0.3)
+    about = "distances relative to the image's own norm, median and the middle 80 %"
+    drawn.suptitle(f"The first {len(images)} test images transformed: {about}\n{run.title}")
+    return drawn
 
 
 def first_right_of_each_class(run):
     """Return the number of the first test image of each class that is classified right, if none the first, int64."""
-    right, labels = run.probabilities.argmax(1) == run.data.test_labels, run.data.test_labels
+    labels = run.data.test.labels
+    right = run.probabilities.argmax(1) == labels
     members = [(labels == label).nonzero()[:, 0] for label in range(len(run.data.classes))]
     return torch.stack([numbers[right[numbers].int().argmax()] for numbers in members])
 
 
-def invariance(run, output_dir):
-    """Draw, as in Fig. 5, what shifting, scaling and turning an image of each class does to the network's features."""
-    chosen = first_right_of_each_class(run)
-    inputs, labels = run.model.prepare(run.data.test_images[chosen]), run.data.test_labels[chosen]
-    figure = Figure(figsize=(WIDTH, 7))
-    grid = figure.subplots(3, 4, width_ratios=(1.1, 1, 1, 1))
-    for row, (kind, amounts) in zip(grid, TRANSFORMATIONS.items(), strict=True):
-        shown = amounts[torch.linspace(0, len(amounts) - 1, 9).long()].tolist()
-        pictures = torch.cat([transform(inputs[:1], kind, amount)[:, 0] for amount in shown]).numpy()
-        gap = (pictures.shape[1] // 3, pictures.shape[2] // 8)
-        draw_mosaic(row[0], pictures, [f"{amount:g}" for amount in shown], 3, gap, vmin=0, vmax=1)
-        row[0].set(xticks=[], yticks=[], xlabel=kind)
-        names = ("distance in pool1", "distance in fc1", "p(true class)")
-        for axes, name, values in zip(row[1:], names, sensitivity(run.model, inputs, labels, kind), strict=True):
-            for label, line in zip(labels, values.T, strict=True):
-                colour = distinct_colours(10)[label]
-                axes.plot(amounts, line, linewidth=0.9, color=colour, label=run.data.classes[label])
-            axes.plot(amounts, values.mean(1), color="black", linewidth=2, label="mean")
-            axes.set(xlabel=kind, ylabel=name)
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
-    figure.legend(*grid[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
-    figure.suptitle(f"Transformed images: distance of their features from the untransformed ones\n{run.title}")
-    save_figure(figure, output_dir / "invariance.png")
-
-
-def occluded(inputs, size):
-    """Return an image (1, 1, H, W) with a gray square of size x size pixels centred on each pixel, (H * W, 1, H, W)."""
-    height, width = inputs.shape[2:]
+def occluded(image, size):
+    """Return an image (1, H, W), 0 to 255, with a gray square of that size centred on each pixel, (H * W, H, W)."""
+    height, width = image.shape[1:]
     away = [torch.arange(n)[None] - torch.arange(n)[:, None] + size // 2 for n in (height, width)]  # centre, pixel
     rows, columns = ((distance >= 0) & (distance < size) for distance in away)
     hidden = rows[:, None, :, None] & columns[None, :, None, :]
-    return torch.where(hidden.view(-1, 1, height, width), 0.5, inputs)
+    return torch.where(hidden.view(-1, height, width), 127.5, image.float())
 
 
 class Occlusion(NamedTuple):
     """What a square centred on each pixel does, each (H, W).
 
     probability: float32, of the true class; predicted: int64, the most probable class; activity: float32, the sum of
-    feature_map, the one of conv2 that is the most active without the square.
+    feature_map, the one of the last convolution with the highest peak without the square.
     """
 
     probability: torch.Tensor
@@ -656,82 +752,68 @@ class Occlusion(NamedTuple):
 
 
 @torch.inference_mode()
-def occlude(model, inputs, label, size):
-    """Slide a gray square over an image (1, 1, H, W) and return the Occlusion (section 4.2)."""
-    feature_map = model.activations(inputs)["conv2"].sum((0, 2, 3)).argmax()
+def occlude(model, image, label, size):
+    """Slide a gray square over an image (1, H, W) and return the Occlusion (section 4.2)."""
+    layer = convolutions(model)[-1]
+    feature_map = model.outputs(image)[layer].amax((0, 2, 3)).argmax()
     probabilities, activity = [], []
-    for batch in occluded(inputs, size).split(256):
-        maps, _ = maps_and_switches(model, batch)
-        probabilities.append(model.fc2(model.hidden(maps["pool2"])).softmax(1))
-        activity.append(maps["conv2"][:, feature_map].sum((1, 2)))
-    probabilities, shape = torch.cat(probabilities), inputs.shape[2:]
+    for batch in occluded(image, size).split(256):
+        outputs = model.outputs(batch)
+        *_, logits = outputs.values()
+        probabilities.append(logits.float().softmax(1))
+        activity.append(F.relu(outputs[layer][:, feature_map].float()).sum((1, 2)))
+    probabilities, shape = torch.cat(probabilities), image.shape[1:]
     found = probabilities[:, label], probabilities.argmax(1), torch.cat(activity)
     return Occlusion(*(values.view(shape) for values in found), int(feature_map))
 
 
-def occlusion(run, output_dir, size=8, count=5):
-    """Draw, as in Fig. 7, what hiding each part of an image from the network does, for images of five classes."""
-    chosen = first_right_of_each_class(run)[:count].tolist()
-    classes, colours = run.data.classes, matplotlib.colors.ListedColormap(distinct_colours(10))
-    figure = Figure(figsize=(WIDTH, 1.34 * len(chosen) + 0.9))
-    for row, number in zip(figure.subplots(len(chosen), 5, squeeze=False), chosen, strict=True):
-        image, label = run.data.test_images[number], int(run.data.test_labels[number])
-        inputs = run.model.prepare(image[None])
-        found = occlude(run.model, inputs, label, size)
-        reconstruction = deconvolve(run.model, inputs, "conv2", torch.tensor([found.feature_map]))[0, 0]
+@figure(CNN)
+def occlusion(run, size=8, count=5):
+    """Draw, as in Fig. 7, what hiding each part of an image from the network does."""
+    chosen, layer = first_right_of_each_class(run)[:count].tolist(), convolutions(run.model)[-1]
+    classes, colours = run.data.classes, matplotlib.colormaps["tab10"]
+    drawn = Figure(figsize=(WIDTH, 1.34 * len(chosen) + 0.9))
+    for row, number in zip(drawn.subplots(len(chosen), 5, squeeze=False), chosen, strict=True):
+        image, label = run.data.test.images[number][None], int(run.data.test.labels[number])
+        found = occlude(run.model, image, label, size)
+        reconstruction = deconvolve(run.model, image, layer, torch.tensor([found.feature_map]))[0, 0]
         limit = reconstruction.abs().max().item() or 1
-        row[0].imshow(occluded(inputs, size)[image.numel() // 2 + image.shape[1] // 2, 0], cmap="gray", vmin=0, vmax=1)
+        row[0].imshow(occluded(image, size)[image.numel() // 2 + image.shape[2] // 2], cmap="gray", vmin=0, vmax=255)
         row[1].imshow(reconstruction, cmap="gray", vmin=-limit, vmax=limit)
         maps = [row[2].imshow(found.activity, cmap="viridis")]
         maps.append(row[3].imshow(found.probability, cmap="viridis", vmin=0, vmax=1))
         row[4].imshow(found.predicted, cmap=colours, vmin=-0.5, vmax=9.5)
         for axes, picture in zip(row[2:4], maps, strict=True):
-            figure.colorbar(picture, ax=axes, fraction=0.046).ax.tick_params(labelsize=6)
+            drawn.colorbar(picture, ax=axes, fraction=0.046).ax.tick_params(labelsize=6)
         named = found.predicted.unique().tolist()
         handles = [matplotlib.patches.Patch(color=colours(name), label=classes[name]) for name in named]
         row[4].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6, handlelength=1)
         row[0].set_ylabel(classes[label])
+        row[1].set_xlabel(f"{layer}, map {found.feature_map}", fontsize=7, labelpad=1)
         heads = "image, with the square", "reconstruction", "the map's activity", "p(true class)", "most probable class"
         for axes, head in zip(row, heads, strict=True):
             axes.set(xticks=[], yticks=[])
             axes.set_title(head if number == chosen[0] else "", fontsize=8)
-        row[1].set_xlabel(f"conv2, map {found.feature_map}", fontsize=7, labelpad=1)
-    figure.suptitle(f"A gray {size} x {size} square hides each part of the image in turn\n{run.title}")
-    save_figure(figure, output_dir / "occlusion.png")
+    drawn.suptitle(f"A gray {size} x {size} square hides each part of the image in turn\n{run.title}")
+    return drawn
 
 
 @torch.inference_mode()
-def predict_without_maps(model, images, precision, batch_size=100):
-    """Return the predicted classes when one feature map after the other is silenced, set to zero everywhere.
+def predict_without_maps(model, images, layer, batch_size=500):
+    """Return the predicted classes, int64 (C, N), when one feature map of a convolution after the other is silenced.
 
-    images: uint8 (N, H, W); precision: of fc1, 'bf16' or 'fp32'. Returns int64 (32, N) for conv1, (64, N) for conv2 and
-    (N,) for None, nothing silenced. What a map adds to the next layer's sums is taken off them.
+    images: (N, H, W), 0 to 255. A map that is silenced is zero everywhere.
     """
-    collected = {"conv1": [], "conv2": [], None: []}
-    kernels = model.conv2.weight
-    weights = model.fc1.weight.unflatten(1, (-1, len(kernels))).permute(2, 1, 0).contiguous()  # map, position, unit
+    rest, collected = model.layers[len(layers_up_to(model, layer)) :], []
     for batch in images.split(batch_size):
-        maps, _ = maps_and_switches(model, model.prepare(batch))
-        sums = model.conv2(maps["pool1"])
-        added = (F.conv2d(maps["pool1"][:, [k]], kernels[:, [k]], padding=2) for k in range(kernels.shape[1]))
-        pooled = torch.cat([F.relu(F.max_pool2d(sums - each, POOL)) for each in added])
-        with autocast("cpu", precision):
-            predicted = model.fc2(model.hidden(pooled)).argmax(1)
-        collected["conv1"].append(predicted.unflatten(0, (kernels.shape[1], -1)))
-        added = maps["pool2"].flatten(2).movedim(1, 0) @ weights  # map, image, unit
-        sums = added.sum(0) + model.fc1.bias
-        collected["conv2"].append(model.fc2(F.relu(sums - added)).argmax(2))
-        collected[None].append(model.fc2(F.relu(sums)).argmax(1))
-    return {layer: torch.cat(pieces, dim=-1) for layer, pieces in collected.items()}
-
-
-@torch.inference_mode()
-def predict_without_layer(model, images, precision, layer):
-    """Return the predicted classes, int64 (N,), when a whole layer ('conv1', 'conv2' or 'fc1') puts out zeros only."""
-    silenced = copy.deepcopy(model)
-    for parameter in getattr(silenced, layer).parameters():
-        parameter.zero_()
-    return predict(silenced, images, precision).argmax(1)
+        maps, predicted = model.outputs(batch)[layer], []
+        for number in range(maps.shape[1]):
+            silenced = maps.clone()
+            silenced[:, number] = 0
+            *_, logits = model.pass_through(rest, silenced).values()
+            predicted.append(logits.argmax(1))
+        collected.append(torch.stack(predicted))
+    return torch.cat(collected, dim=1)
 
 
 def class_accuracies(predicted, labels, classes):
@@ -744,37 +826,27 @@ def class_accuracies(predicted, labels, classes):
     return 100 * torch.stack([right[..., group].mean(-1) for group in groups], dim=-1)
 
 
-def contribution(run, output_dir, strongest=10):
-    """Draw the test accuracy lost when a layer or a feature map is silenced, and by class for the strongest maps.
-
-    Table 3 asks the question by training anew without a layer, this figure by silencing what was trained.
-    """
-    images, labels, names = run.data.test_images, run.data.test_labels, run.data.classes
-    precision = run.config["precision"]
-    maps = predict_without_maps(run.model, images, precision)
-    intact = class_accuracies(maps.pop(None), labels, len(names))
-    lost = {layer: intact - class_accuracies(each, labels, len(names)) for layer, each in maps.items()}
-    figure = Figure(figsize=(WIDTH, 8.4))
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1, 1, 1.7))
-    whole, first = top.subplots(1, 2, width_ratios=(1, 3))
-    layers = ("conv1", "conv2", "fc1")
-    without = torch.stack([predict_without_layer(run.model, images, precision, layer) for layer in layers])
-    bars = whole.bar(layers, (intact - class_accuracies(without, labels, len(names)))[:, -1], color="0.6")
-    whole.bar_label(bars, fmt="%.1f", fontsize=7)
-    whole.set(title="a whole layer", ylabel="points lost")
-    whole.margins(y=0.15)
-    for axes, (layer, losses) in zip((first, middle.subplots()), lost.items(), strict=True):
+@figure(CNN)
+def contribution(run, strongest=10, count=2000):
+    """Draw the accuracy lost when a feature map is silenced, ranked, and by class for the strongest maps."""
+    (images, labels), names = (tensor[:count] for tensor in run.data.test), run.data.classes
+    intact = class_accuracies(run.probabilities[:count].argmax(1), labels, len(names))
+    lost = {}
+    for layer in convolutions(run.model):
+        predicted = predict_without_maps(run.model, images, layer)
+        lost[layer] = intact - class_accuracies(predicted, labels, len(names))
+    drawn = Figure(figsize=(WIDTH, 4 + 1.7 * len(lost)))
+    top, bottom = drawn.subfigures(2, 1, height_ratios=(len(lost), 1.7))
+    for axes, (layer, losses) in zip(top.subplots(len(lost), squeeze=False)[:, 0], lost.items(), strict=True):
         order = losses[:, -1].argsort(descending=True)
-        axes.bar(range(len(order)), losses[order, -1], color="tab:blue" if layer == "conv1" else "tab:orange")
+        axes.bar(range(len(order)), losses[order, -1], color="0.6")
         axes.set_xticks(range(len(order)), order.tolist(), fontsize=6)
         axes.set(title=f"one feature map of {layer}", xlabel="feature map, ranked", ylabel="points lost")
         axes.margins(x=0.01)
     draw_class_losses(bottom.subplots(), lost, names, strongest)
-    figure.suptitle(
-        f"What layers and feature maps are worth: test accuracy lost when they are silenced, of {intact[-1]:.2f} %\n"
-        f"{run.title}"
-    )
-    save_figure(figure, output_dir / "contribution.png")
+    about = f"accuracy lost when one is silenced, over the first {len(images):,} test images"
+    drawn.suptitle(f"What feature maps are worth: {about}\n{run.title}")
+    return drawn
 
 
 def draw_class_losses(axes, lost, classes, strongest):
@@ -783,7 +855,7 @@ def draw_class_losses(axes, lost, classes, strongest):
     chosen = sorted(every, key=lambda entry: entry[0], reverse=True)[:strongest]
     values = np.stack([row.numpy() for _, _, row in chosen])
     limit = np.abs(values).max()
-    image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    shown = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.ndindex(*values.shape):
         colour = "white" if abs(values[row, column]) > 0.6 * limit else "black"
         axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", fontsize=7, color=colour)
@@ -791,18 +863,25 @@ def draw_class_losses(axes, lost, classes, strongest):
     axes.set_xticks(range(len(classes) + 1), [*classes, "all"], fontsize=7)
     axes.set_yticks(range(len(chosen)), [name for _, name, _ in chosen])
     axes.set(title=f"the {len(chosen)} strongest feature maps by class", xlabel="true class", ylabel="silenced")
-    axes.figure.colorbar(image, ax=axes, label="accuracy lost in points")
+    axes.figure.colorbar(shown, ax=axes, label="accuracy lost in points")
 
 
 GABOR_STARTS = 24  # for each kernel; the best fit counts
-KERNELS = ("trained", "untrained", "noise")
-GABOR = {"kernels": str, "feature_map": int, "r2": float, "orientation_degrees": float, "cycles_per_pixel": float}
+KERNELS = ("trained", "shuffled", "untrained")
+GABOR = {
+    "kernels": str,
+    "feature_map": int,
+    "r2": float,
+    "orientation_degrees": float,
+    "cycles_per_pixel": float,
+    "cosine_to_start": float,
+}
 
 
 class GaborFit(NamedTuple):
     """Gabor functions fitted to kernels: fitted, float32 (K, size, size), and for each kernel, float32 (K,):
 
-    r2: the share of its variance that the fit explains; orientation: of the wave, in degrees from 0 to 180
+    r2: 1 - squared error / squared deviation from the kernel's mean; orientation: of the wave, in degrees from 0 to 180
     counterclockwise from the horizontal; frequency: in cycles a pixel.
     """
 
@@ -870,53 +949,54 @@ def fit_gabor(kernels, steps=300, seed=0):
 
 
 def gabor_fits(trained, untrained, seed=0):
-    """Return the GaborFit of trained kernels, float32 (K, size, size), of untrained ones and of noise of equal norm."""
-    noise = torch.randn(trained.shape, generator=torch.Generator().manual_seed(seed))
-    noise *= trained.norm(dim=(1, 2), keepdim=True) / noise.norm(dim=(1, 2), keepdim=True)
-    together = fit_gabor(torch.cat([trained, untrained, noise]))
-    parts = zip(*(values.split(len(trained)) for values in together), strict=True)
-    return dict(zip(KERNELS, itertools.starmap(GaborFit, parts), strict=True))
+    """Return kernels, float32 (K, size, size), and their GaborFit, by name of KERNELS.
+
+    The null model of the trained kernels: the same kernels with their pixels shuffled.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.stack([kernel[torch.randperm(len(kernel), generator=generator)] for kernel in trained.flatten(1)])
+    kernels = [trained, shuffled.view_as(trained), untrained]
+    together = fit_gabor(torch.cat(kernels))
+    fits = itertools.starmap(GaborFit, zip(*(values.split(len(trained)) for values in together), strict=True))
+    return dict(zip(KERNELS, zip(kernels, fits, strict=True), strict=True))
 
 
-def measure_gabor(run, output_dir):
-    """Return the gabor_fits of conv1's kernels, and write them as gabor.csv."""
-    kernels, start = (model.conv1.weight.detach()[:, 0] for model in (run.model, run.untrained_model()))
-    fits = gabor_fits(kernels, start, run.config["seed"])
-    rows = [
-        (name, number, *(f"{value:.6f}" for value in values))
-        for name, fit in fits.items()
-        for number, values in enumerate(zip(*(column.tolist() for column in fit[1:]), strict=True))
-    ]
-    output_dir.mkdir(exist_ok=True)
-    write_table(rows, GABOR, output_dir / "gabor.csv")
-    return fits
+def measure_gabor(run):
+    """Return the gabor_fits of the first convolution's kernels as a Table."""
+    start = first_kernels(run.untrained_model())
+    rows = []
+    for name, (kernels, fit) in gabor_fits(first_kernels(run.model), start, run.config.seed).items():
+        cosines = F.cosine_similarity(kernels.flatten(1), start.flatten(1))
+        for number, values in enumerate(zip(*fit[1:], cosines, strict=True)):
+            rows.append(dict(zip(GABOR, (name, number, *map(float, values)), strict=True)))
+    return Table(GABOR, rows)
 
 
-def read_gabor(folder):
-    """Return the gabor.csv that measure_gabor wrote into a folder, as read_table does."""
-    return read_table(folder / "gabor.csv", GABOR, lambda rows: {row["kernels"] for row in rows} == set(KERNELS))
-
-
-def gabor(run, output_dir):
-    """Draw each kernel of conv1, the Gabor function closest to it and what is left, and R² beside both null models."""
-    fits, kernels = measure_gabor(run, output_dir), run.model.conv1.weight.detach()[:, 0]
-    fit, limit = fits["trained"], kernels.abs().max().item()
-    strips = torch.stack([kernels, fit.fitted, kernels - fit.fitted], dim=1)
-    strips = np.stack([tile(strip.numpy(), columns=3, gap=(1, 1))[0] for strip in strips])
-    numbers = zip(fit.r2.tolist(), fit.orientation.tolist(), fit.frequency.tolist(), strict=True)
-    titles = [f"{n}: {r2:.2f}, {angle:.0f}°, {cycles:.2f}" for n, (r2, angle, cycles) in enumerate(numbers)]
-    figure = Figure(figsize=(WIDTH, 5))
-    axes, ranges = figure.subplots(1, 2, width_ratios=(3, 1))
-    draw_mosaic(axes, strips, titles, 4, (3, 3), vmin=-limit, vmax=limit)
-    axes.set(xticks=[], yticks=[], xlabel="kernel, fit, residual; above: number: R², orientation, cycles a pixel")
-    ranges.boxplot([each.r2 for each in fits.values()], tick_labels=list(fits), widths=0.6)
-    for position, each in enumerate(fits.values(), start=1):
-        ranges.plot(np.linspace(position - 0.2, position + 0.2, len(each.r2)), each.r2, ".", markersize=4, alpha=0.6)
-    ranges.set(title=f"R² of {len(kernels)} kernels each", xlabel="kernels", ylabel="share of variance explained")
-    ranges.set_ylim(top=1)
-    ranges.grid(axis="y", alpha=0.3)
-    figure.suptitle(f"Gabor functions fitted to the kernels of conv1\n{run.title}")
-    save_figure(figure, output_dir / "gabor.png")
+@figure(CNN)
+def gabor(run, best=8):
+    """Draw the kernels that Gabor functions fit best, the fits and the residuals, and R² of all."""
+    fits = gabor_fits(first_kernels(run.model), first_kernels(run.untrained_model()), run.config.seed)
+    kernels, fit = fits["trained"]
+    chosen, limit = fit.r2.topk(min(best, len(kernels))).indices, kernels.abs().max().item()
+    strips = torch.stack([kernels[chosen], fit.fitted[chosen], (kernels - fit.fitted)[chosen]]).flatten(0, 1)
+    titles = [f"map {n}: {fit.r2[n]:.2f}\n{fit.orientation[n]:.0f}°, {fit.frequency[n]:.2f}" for n in chosen]
+    drawn = Figure(figsize=(WIDTH, 5.4))
+    top, bottom = drawn.subfigures(2, 1, height_ratios=(1.5, 1))
+    axes = top.subplots()
+    _, tops, _ = draw_mosaic(axes, strips, titles, len(chosen), 1, room=2, vmin=-limit, vmax=limit)
+    axes.set_yticks([top + kernels.shape[1] / 2 for top in tops], ["kernel", "fit", "residual"])
+    axes.set(xlabel="above each: R², orientation, cycles a pixel")
+    axes = bottom.subplots()
+    for (name, (_, each)), colour in zip(fits.items(), (AFTER, OTHER, BEFORE), strict=True):
+        axes.ecdf(each.r2, color=colour, label=f"{name}: median {each.r2.median():.2f}")
+    axes.set(xlabel="R² of the Gabor fit", ylabel="share of kernels")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    layer = convolutions(run.model)[0]
+    drawn.suptitle(
+        f"Gabor functions fitted to the {len(kernels)} kernels of {layer}: the best fits, and all\n{run.title}"
+    )
+    return {"gabor.png": drawn, "gabor.csv": measure_gabor(run)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -924,18 +1004,18 @@ def gabor(run, output_dir):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-GRADIENTS = {"step": int, "state": str, "untrained": float, "trained": float}
+GRADIENTS = {"epoch": int, "state": str, "step": int, "norm": float}
 
 
-def gradient_norms(model, inputs, labels):
+def gradient_norms(model, images, labels):
     """Return how strongly the loss depends on the top layer's state after each step: 'hidden', for an LSTM also 'cell'.
 
-    inputs: float32 (N, steps, pixels); labels: int64 (N,). Each float32 (steps,): the Euclidean norm of the gradient of
-    an image's loss with respect to the state that the next step reads (after the last one: the output), averaged over
+    images: (N, H, W), 0 to 255; labels: int64 (N,). Each float32 (steps,): the Euclidean norm of the gradient of an
+    image's loss with respect to the state that the next step reads (after the last one: the output), averaged over
     images. The rows are fed one at a time, so that every state stands in the graph.
     """
     state, states = None, []
-    for row in inputs.split(1, dim=1):
+    for row in model.rows(images).split(1, dim=1):
         _, state = model.recurrent(row, state)
         states.append(state if isinstance(state, tuple) else (state,))
     losses = F.cross_entropy(model.fc(states[-1][0][-1]), labels, reduction="none")
@@ -946,101 +1026,122 @@ def gradient_norms(model, inputs, labels):
     return norms
 
 
-def measure_gradients(run, output_dir, images=1000):
-    """Write the gradient_norms of the first test images, untrained and trained, as gradients.csv."""
-    inputs, labels = run.model.prepare(run.data.test_images[:images]), run.data.test_labels[:images]
-    untrained, trained = (gradient_norms(model, inputs, labels) for model in (run.untrained_model(), run.model))
-    rows = [
-        (step, state, f"{before:.6e}", f"{after:.6e}")
-        for state in trained
-        for step, (before, after) in enumerate(zip(untrained[state], trained[state], strict=True), start=1)
+def measure_gradients(run, images=1000):
+    """Return the gradient_norms of the first test images after every epoch of which the weights were kept, a Table."""
+    rows, last = [], len(run.history)
+    kept = [epoch for epoch in range(1, last) if (run.folder / "snapshots" / f"epoch_{epoch:02d}.pt").is_file()]
+    models = {0: run.untrained_model(), **{epoch: run.snapshot(epoch) for epoch in kept}, last: run.model}
+    for epoch, model in models.items():
+        norms = gradient_norms(model, *(tensor[:images] for tensor in run.data.test))
+        for state, values in norms.items():
+            rows += [(epoch, state, step, value) for step, value in enumerate(values.tolist(), start=1)]
+    return Table(GRADIENTS, [dict(zip(GRADIENTS, row, strict=True)) for row in rows])
+
+
+def is_whole_gradients(rows):
+    """Whether rows of GRADIENTS hold the same steps, from 1 on, of each epoch and state, and the output's gradient."""
+    lines = [list(line) for _, line in itertools.groupby(rows, key=lambda row: (row["epoch"], row["state"]))]
+    steps = [[row["step"] for row in line] for line in lines]
+    outputs = [line[-1]["norm"] for line in lines if line[0]["state"] == "hidden"]
+    return bool(lines) and all(each == list(range(1, len(steps[0]) + 1)) for each in steps) and min(outputs) > 0
+
+
+def gradient_line(rows, state, epoch):
+    """Return the norms over the steps, float64 (steps,), of a state after an epoch (-1: the last one measured)."""
+    epoch = max(row["epoch"] for row in rows) if epoch == -1 else epoch
+    return np.array([row["norm"] for row in rows if row["state"] == state and row["epoch"] == epoch])
+
+
+def reach_by_epoch(rows):
+    """Return epochs, and the share of the last step's gradient that reaches the first, the larger of both states."""
+    epochs = sorted({row["epoch"] for row in rows})
+    firsts = [max(row["norm"] for row in rows if row["epoch"] == epoch and row["step"] == 1) for epoch in epochs]
+    return epochs, [
+        first / gradient_line(rows, "hidden", epoch)[-1] for first, epoch in zip(firsts, epochs, strict=True)
     ]
-    output_dir.mkdir(exist_ok=True)
-    write_table(rows, GRADIENTS, output_dir / "gradients.csv")
 
 
-def read_gradients(folder):
-    """Return the gradients.csv that measure_gradients wrote into a folder, as read_table does."""
-
-    def is_whole(rows):
-        hidden, cell = ([(step, state) for step in range(1, 29)] for state in ("hidden", "cell"))
-        places = [(row["step"], row["state"]) for row in rows]
-        return places in (hidden, hidden + cell) and min(rows[27]["untrained"], rows[27]["trained"]) > 0
-
-    return read_table(folder / "gradients.csv", GRADIENTS, is_whole)
+GRADIENT_FLOOR = 1e-16  # the bottom of the axis, where gradients that are zero are drawn
 
 
-def draw_gradients(settings):
-    """Draw the gradient norms of gradients.csv over the steps, by label: list of such tables, one a seed.
-
-    Several seeds: their geometric mean and, where that stays legible, a band that spans them.
-    """
-    figure = Figure(figsize=(WIDTH, 4.6 + 0.17 * len(settings)))
-    axes = figure.subplots()
-    kinds = (("hidden", "trained"), ("hidden", "untrained"), ("cell", "trained"), ("cell", "untrained"))
-    styles = dict(zip(kinds, ("-", "--", "-.", ":"), strict=True))
-    for (label, tables), colour in zip(settings.items(), distinct_colours(len(settings)), strict=True):
-        for (state, when), style in styles.items():
-            lines = [[row[when] for row in table if row["state"] == state] for table in tables]
-            norms = np.array(list(filter(None, lines)))
-            if len(norms):
-                norms[norms <= 0] = np.nan  # the last cell state is read by nothing
-                steps = np.arange(1, norms.shape[1] + 1)
-                axes.plot(steps, np.exp(np.log(norms).mean(0)), style, color=colour, linewidth=1.4)
-                if len(settings) <= 3:
-                    axes.fill_between(steps, norms.min(0), norms.max(0), color=colour, alpha=0.15, linewidth=0)
-        axes.plot([], [], color=colour, label=label)
-    for (state, when), style in styles.items():
-        axes.plot([], [], style, color="black", label=f"{state} state, {when}")
-    axes.set(xlabel="step: rows read", ylabel="norm of the loss gradient, mean over images", yscale="log")
+def draw_gradient_line(axes, norms, **style):
+    """Draw norms over the steps on a log axis, those that vanished altogether as triangles at its bottom."""
+    steps, norms = np.arange(1, len(norms) + 1), np.asarray(norms)
+    gone = norms < GRADIENT_FLOOR
+    axes.plot(steps, np.maximum(norms, GRADIENT_FLOOR), **style)
+    axes.plot(steps[gone], np.full(gone.sum(), GRADIENT_FLOOR), "v", color=style["color"], markersize=4)
+    axes.set(xlabel="step: rows read", yscale="log")
+    axes.set_ylim(bottom=GRADIENT_FLOOR / 2)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize=7, ncols=1 if len(settings) > 3 else 2)
-    return figure
 
 
-def gradients(run, output_dir):
-    measure_gradients(run, output_dir)
-    figure = draw_gradients({run.title: [read_gradients(output_dir)]})
-    figure.suptitle(f"How far back the loss reaches into the top layer's state\n{run.title}")
-    save_figure(figure, output_dir / "gradients.png")
+@figure(RNN)
+def gradients(run):
+    """Draw how far back the loss reaches into the top layer's state, and by epoch."""
+    table = measure_gradients(run)
+    states = list(dict.fromkeys(row["state"] for row in table.rows))
+    drawn = Figure(figsize=(WIDTH, 3.4))
+    *panels, last = drawn.subplots(1, len(states) + 1)
+    for axes, state in zip(panels, states, strict=True):
+        lines = ((0, "untrained", BEFORE), (-1, f"after {len(run.history)} epochs", AFTER))
+        for epoch, label, colour in lines:
+            norms = gradient_line(table.rows, state, epoch)
+            if state == "cell":
+                norms = norms[:-1]  # the last cell state is read by nothing
+            draw_gradient_line(axes, norms, color=colour, label=label)
+        axes.set(title=f"{state} state", ylabel="norm of the loss gradient")
+        axes.legend()
+    epochs, shares = reach_by_epoch(table.rows)
+    last.semilogy(epochs, np.maximum(shares, GRADIENT_FLOOR), marker=".", color=AFTER)
+    last.set(title="share that reaches the first row", xlabel="epoch", ylabel="first step's norm / last step's")
+    last.grid(alpha=0.3)
+    drawn.suptitle(f"How far back the loss reaches (triangles: nothing is left)\n{run.title}")
+    return {"gradients.png": drawn, "gradients.csv": table}
 
 
 @torch.inference_mode()
-def probabilities_by_row(model, inputs):
-    """Return the class probabilities after each row that is read, float32 (N, steps, classes).
+def probabilities_by_row(model, images, batch_size=1000):
+    """Return the class probabilities after each row that is read of images (N, H, W), float32 (N, steps, classes).
 
-    inputs: float32 (N, steps, pixels). What the last layer makes of the top layer's output after that row.
+    They are what the last layer makes of the top layer's output after that row.
     """
-    outputs, _ = model.recurrent(inputs)
-    return model.fc(outputs).softmax(-1)
+    outputs = (model.recurrent(model.rows(batch))[0] for batch in images.split(batch_size))
+    return torch.cat([model.fc(each).softmax(-1) for each in outputs])
 
 
-def reading(run, output_dir, count=5):
-    """Draw digits above their class probabilities as row after row is read, and the test accuracy by rows read."""
-    images, labels = run.data.test_images, run.data.test_labels
-    probabilities = torch.cat([probabilities_by_row(run.model, run.model.prepare(part)) for part in images.split(1000)])
+@figure(RNN)
+def reading(run, count=5):
+    """Draw what the network answers as it reads, row after row."""
+    images, labels = run.data.test
+    probabilities = probabilities_by_row(run.model, images)
     accuracies = 100 * (probabilities.argmax(2) == labels[:, None]).double().mean(0)
-    chosen = first_right_of_each_class(run)[::2][:count].tolist()
-    figure = Figure(figsize=(WIDTH, 6.4))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(2, 1))
+    chosen, rows = first_right_of_each_class(run)[::2][:count].tolist(), len(accuracies)
+    drawn = Figure(figsize=(WIDTH, 6.4))
+    top, bottom = drawn.subfigures(2, 1, height_ratios=(2, 1))
     for number, (picture, heat) in zip(chosen, top.subplots(2, len(chosen), height_ratios=(1, 1.4)).T, strict=True):
-        steps = (28.5, 0.5)
-        picture.imshow(images[number], cmap="gray", vmin=0, vmax=255, extent=(0.5, 28.5, *steps))
-        picture.set(xticks=[], yticks=[1, 14, 28], title=f"a {run.data.classes[labels[number]]}")
-        extent = (-0.5, 9.5, *steps)
+        steps, ticks = (rows + 0.5, 0.5), [1, rows // 2, rows]
+        shown = model_input(run.model, images[number])
+        picture.imshow(shown, cmap="gray", extent=(0.5, shown.shape[1] + 0.5, *steps))
+        picture.set(xticks=[], yticks=ticks, title=f"a {run.data.classes[labels[number]]}")
+        extent = (-0.5, probabilities.shape[2] - 0.5, *steps)
         shown = heat.imshow(probabilities[number], cmap="viridis", vmin=0, vmax=1, extent=extent, aspect="auto")
-        heat.set(xticks=range(10), yticks=[1, 14, 28], xlabel="class")
+        heat.set(xticks=range(probabilities.shape[2]), yticks=ticks, xlabel="class")
         heat.tick_params(axis="x", labelsize=7)
         if number == chosen[0]:
             picture.set_ylabel("row")
             heat.set_ylabel("rows read")
     top.colorbar(shown, ax=top.axes, label="probability of the class", shrink=0.6)
     axes = bottom.subplots()
-    axes.plot(range(1, len(accuracies) + 1), accuracies, marker=".", color="tab:blue")
+    axes.plot(range(1, rows + 1), accuracies, marker=".", color=AFTER)
     axes.set(xlabel="rows read", ylabel=f"accuracy in % over\n{len(labels):,} test images", ylim=(0, 100))
     axes.grid(alpha=0.3)
-    figure.suptitle(f"What the network answers as it reads, row after row\n{run.title}")
-    save_figure(figure, output_dir / "reading.png")
+    drawn.suptitle(f"What the network answers as it reads, row after row\n{run.title}")
+    return drawn
+
+
+def model_input(model, image):
+    """Return what a recurrent network reads of an image (H, W), float32 (steps, pixels)."""
+    return model.rows(image[None])[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1048,412 +1149,576 @@ def reading(run, output_dir, count=5):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def group_by_setting(runs):
-    """Return the runs of each setting, a list by the setting in words, one run for each seed, all in rising order.
+def group_runs(runs):
+    """Return the runs of each setting, a list of lists in rising order, a run for each seed.
 
-    Runs of fewer epochs than the reference report's are a setting of their own.
+    Runs of fewer epochs than the reference report's that have not diverged are groups of their own.
     """
 
     def in_order(run):
-        script = run.config["script"]
-        return script, *(run.config[name] for name in SETTINGS[script])
+        settings = {**asdict(run.config), "seed": run.config.seed}
+        return run.script, [(value is not None, value) for value in settings.values()]
 
-    settings = {}
-    for run in sorted(runs, key=in_order):
-        epochs = len(run.metrics)
-        label = run.setting() + (f", only {epochs} epochs" if epochs < REPORT_EPOCHS else "")
-        settings.setdefault(label, {}).setdefault(run.config["seed"], run)
-    return {label: list(seeds.values()) for label, seeds in settings.items()}
-
-
-def reported_by(run):
-    """Return the reference report's Experiment for a run's setting, None where it has none."""
-    epochs = min(len(run.metrics), REPORT_EPOCHS)
-    return reported_row({**run.config, "epochs": epochs}, SCRIPTS[run.config["script"]].EXPERIMENTS)
+    unique = {(run.config, run.source): run for run in sorted(runs, key=in_order, reverse=True)}
+    ended, unfinished = [], []
+    for run in reversed(unique.values()):
+        (ended if len(run.history) >= REPORT_EPOCHS or run.record.diverged else unfinished).append(run)
+    return group_by_setting(ended) + group_by_setting(unfinished)
 
 
-RESULTS = ("setting", "seeds", "mean", "std", "reported", "remark", "seconds_per_epoch", "parameters")
+def epochs_of(group):
+    """Return the epoch at which a group's runs are compared: the report's, or the last that all of them have."""
+    finished = [len(run.history) for run in group if run.history and not run.record.diverged]
+    return min([REPORT_EPOCHS, *finished])
 
 
-def results(settings, output_dir):
-    """Write results.csv and results.md: test accuracy in percent after the report's epochs, a row for each setting."""
-    rows = []
-    for label, runs in settings.items():
-        accuracies = [run.test_accuracy() for run in runs]
-        experiment = reported_by(runs[0])
-        reported = f"{experiment.reported:.2f}" if experiment and experiment.reported else ""
-        spread = f"{np.std(accuracies, ddof=1):.3f}" if len(runs) > 1 else ""
-        seconds = np.median([row["seconds"] for run in runs for row in run.metrics])
-        figures = (f"{np.mean(accuracies):.3f}", spread, reported, experiment.remark if experiment else "")
-        rows.append((label, len(runs), *figures, f"{seconds:.1f}", runs[0].config["parameters"]))
-    write_table(rows, RESULTS, output_dir / "results.csv")
-    alignment = ("---", "---:", "---:", "---:", "---:", "---", "---:", "---:")
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (RESULTS, alignment, *rows)]
-    head = f"# Results\n\nTest accuracy in % after epoch {REPORT_EPOCHS}: mean and standard deviation over seeds.\n\n"
-    save_text(head + "\n".join(lines) + "\n", output_dir / "results.md")
+def accuracies_of(group, epoch=None):
+    """Return the test accuracies in percent of a group's runs after an epoch, but of those that diverged before."""
+    found = [run.test_accuracy(epoch or epochs_of(group)) for run in group]
+    return [accuracy for accuracy in found if accuracy is not None]
 
 
-def compare_curves(settings, output_dir):
-    figure = draw_curves(settings)
-    seeds = max(len(runs) for runs in settings.values())
-    band = f"; mean of up to {seeds} seeds, the band spans them" if seeds > 1 else ""
-    figure.suptitle(f"Accuracy and loss by epoch{band}")
-    save_figure(figure, output_dir / "curves.png")
+def labels_of(groups):
+    """Return what tells each group from the others in words, and the words that all have in common."""
+    said = [{**group[0].config.said(), "source": group[0].source.strip(", ")} for group in groups]
+    for words, group in zip(said, groups, strict=True):
+        epochs = epochs_of(group)
+        words["epochs"] = "" if epochs == REPORT_EPOCHS else f"only {epochs} epochs"
+    common = {name: text for name, text in said[0].items() if all(words.get(name) == text for words in said)}
+    own = [", ".join(text for name, text in words.items() if text and name not in common) for words in said]
+    return own, ", ".join(filter(None, common.values()))
 
 
-COMPARED_SETTINGS = {"hidden_size": "hidden_size", "learning_rate": "lr", "optimizer": "optimizer"}
+def families_of(groups, name):
+    """Return lists of at least two groups that differ in the setting called name alone, in its rising order."""
+    families = {}
+    for group in groups:
+        settings = asdict(group[0].config) | {"seed": None, "script": group[0].script, "source": group[0].source}
+        if name in settings:
+            del settings[name]
+            families.setdefault((*settings.items(), epochs_of(group)), []).append(group)
+    return [family for family in families.values() if len(family) > 1]
 
 
-def draw_against(title, settings):
-    """Draw test accuracy against a setting, one of COMPARED_SETTINGS, a line for each choice of the other settings.
+def colours_of(groups):
+    """Return a colour for each group: its network's where networks differ, else shades from dark to light."""
+    networks = [group[0].config.network.partition(" ")[0] for group in groups]
+    if len(set(networks)) == len(groups):
+        return [NETWORK_COLOURS[network] for network in networks]
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(groups)))
 
-    Returns None where no two runs differ in that setting alone.
+
+def draw_epochs(axes, groups, column="test_accuracy"):
+    """Draw a column of metrics.csv by epoch for each group: the mean over seeds in a band that spans them.
+
+    Accuracies that crowd at the top are drawn as errors on a log axis; crosses: what the reference report gives.
     """
-    name, families = COMPARED_SETTINGS[title], {}
-    for runs in settings.values():
-        values = families.setdefault(runs[0].setting(without=name), {})
-        if len(runs[0].metrics) >= REPORT_EPOCHS and name in runs[0].config:
-            values[runs[0].config[name]] = runs
-    families = {label: dict(sorted(values.items())) for label, values in families.items() if len(values) > 1}
+    lines = [
+        [[row[column] for row in run.history[: epochs_of(group)]] for run in group if run.history] for group in groups
+    ]
+    lines = [
+        np.array([line for line in each if len(line) == epochs_of(group)])
+        for each, group in zip(lines, groups, strict=True)
+    ]
+    is_error = "accuracy" in column and max(values[:, -1].mean() for values in lines if len(values)) > 90
+    for group, label, colour, values in zip(groups, labels_of(groups)[0], colours_of(groups), lines, strict=True):
+        if not len(values):
+            continue
+        values, epochs = 100 - values if is_error else values, range(1, values.shape[1] + 1)
+        axes.plot(epochs, values.mean(0), color=colour, marker=".", markersize=4, label=label)
+        axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+        reported = summarise(group, epochs_of(group), REPORT).reported
+        if column == "test_accuracy" and reported.accuracy and not reported.remark:
+            mark = 100 - reported.accuracy if is_error else reported.accuracy
+            axes.plot(REPORT_EPOCHS, mark, "x", color=colour, markersize=7, markeredgewidth=2)
+    words = column.replace("_", " ")
+    axes.set(xlabel="epoch", ylabel=words.replace("accuracy", "error in %" if is_error else "accuracy in %"))
+    axes.set_yscale("log" if is_error else "linear")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3, which="both")
+
+
+@comparison("curves")
+def compare_curves(groups):
+    """Draw test accuracy by epoch: up to six settings beside each other, of more a panel for each question."""
+    about = "mean over seeds, the band spans them; crosses: the reference report"
+    if len(groups) <= 6:
+        drawn = Figure(figsize=(WIDTH, 3.8))
+        for axes, column in zip(drawn.subplots(1, 2), ("test_accuracy", "train_loss"), strict=True):
+            draw_epochs(axes, groups, column)
+        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(groups), 3))
+        drawn.suptitle(f"{labels_of(groups)[1] or 'Accuracy and loss by epoch'}\n{about}")
+        return drawn
+    names = dict.fromkeys(name for group in groups for name in asdict(group[0].config))
+    families = [(name, family) for name in names for family in families_of(groups, name)]
+    families = [(name, family[:6]) for name, family in families if name != "seed"]
     if not families:
         return None
-    figure = Figure(figsize=(WIDTH, 3.4 + 0.17 * len(families)))
-    axes = figure.subplots()
-    for (label, values), colour in zip(families.items(), distinct_colours(len(families)), strict=True):
-        accuracies = [[run.test_accuracy() for run in runs] for runs in values.values()]
-        mean = np.array([np.mean(each) for each in accuracies])
-        reach = [mean - [min(each) for each in accuracies], [max(each) for each in accuracies] - mean]
-        axes.errorbar(list(values), mean, reach, marker=".", capsize=3, linewidth=1.2, color=colour, label=label)
-        rows = {value: reported_by(runs[0]) for value, runs in values.items()}
-        reported = {value: row.reported for value, row in rows.items() if row and row.reported}
-        axes.plot(list(reported), list(reported.values()), "x", color=colour)
-    axes.plot([], [], "kx", label="the reference report's figure")
-    if name == "lr":
-        axes.set_xscale("log")
-    elif name == "optimizer":
-        axes.margins(x=0.3)
-    else:
-        axes.set_xticks(sorted({value for values in families.values() for value in values}))
-    words = title.replace("_", " ")
-    axes.set(xlabel=words, ylabel=f"test accuracy in % after epoch {REPORT_EPOCHS}")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize=7)
-    figure.suptitle(f"Test accuracy by {words}; mean over seeds, the bars span them")
-    return figure
+    drawn = Figure(figsize=(WIDTH, 2.7 * math.ceil(len(families) / 2)))
+    panels = drawn.subplots(math.ceil(len(families) / 2), 2, squeeze=False).flat
+    for axes, (_, family) in itertools.zip_longest(panels, families, fillvalue=(None, None)):
+        if family is None:
+            axes.set_axis_off()
+            continue
+        draw_epochs(axes, family)
+        axes.set_title(labels_of(family)[1])
+        axes.legend(fontsize=7)
+    drawn.suptitle(f"Each panel varies one setting: {about}")
+    return drawn
 
 
-def compare_against(title, settings, output_dir):
-    figure = draw_against(title, settings)
-    if figure:
-        save_figure(figure, output_dir / f"{title}.png")
+def draw_against(name, groups):
+    """Draw the accuracy of every seed against the setting called name, a panel for each choice of the others.
 
-
-def measured_tables(settings, measure, read, fits):
-    """Return the tables of the runs of each setting that have one, measured anew where that is possible.
-
-    measure(run, folder) writes the table; read(folder) returns it; fits(run): whether it is for this kind of network.
+    Returns None where no two settings differ in that one alone.
     """
-    tables = {}
-    for label, runs in settings.items():
-        for run in filter(fits, runs):
-            if (run.folder / "checkpoint.pt").exists():
-                measure(run, run.folder / "figures")
-        found = [read(run.folder / "figures") for run in filter(fits, runs)]
-        if any(found):
-            tables[label] = [table for table in found if table]
-    return tables
+    families = families_of(groups, name)
+    if not families:
+        return None
+    columns = min(3, len(families))
+    rows = math.ceil(len(families) / columns)
+    drawn = Figure(figsize=(WIDTH, 2.9 * rows + 0.5))
+    for axes, family in itertools.zip_longest(drawn.subplots(rows, columns, squeeze=False).flat, families):
+        if family is None:
+            axes.set_axis_off()
+            continue
+        is_error = min(np.mean(accuracies_of(group) or [0]) for group in family) > 90
+        for place, (group, colour) in enumerate(zip(family, colours_of(family), strict=True)):
+            values = 100 - np.array(accuracies_of(group)) if is_error else np.array(accuracies_of(group))
+            axes.plot(place + np.linspace(-0.15, 0.15, len(values)), values, ".", color=colour)
+            if len(values):
+                axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
+            reported = summarise(group, epochs_of(group), REPORT).reported
+            if reported.accuracy and not reported.remark:
+                axes.plot(place, 100 - reported.accuracy if is_error else reported.accuracy, "kx")
+        axes.set_xticks(range(len(family)), [number_text(getattr(group[0].config, name)) for group in family])
+        axes.set(title=labels_of(family)[1], ylabel="test error in %" if is_error else "test accuracy in %")
+        axes.set_yscale("log" if is_error else "linear")
+        axes.set_xlabel(name.replace("_", " ").replace("lr", "learning rate"))
+        axes.margins(x=0.2)
+        axes.grid(axis="y", alpha=0.3, which="both")
+    drawn.suptitle("A dot a seed, a line their mean, a cross the reference report's figure")
+    return drawn
 
 
-def compare_gradients(settings, output_dir):
-    """Draw the gradient norms of all recurrent runs, measured anew where there is a checkpoint, else as written."""
-    tables = measured_tables(settings, measure_gradients, read_gradients, lambda run: not run.is_cnn)
-    if tables:
-        figure = draw_gradients(tables)
-        figure.suptitle("How far back the loss reaches into the top layer's state")
-        save_figure(figure, output_dir / "gradients.png")
+@comparison("hidden_size")
+def against_hidden_size(groups):
+    """Draw the accuracy of every seed against the hidden size."""
+    return draw_against("hidden_size", groups)
 
 
-def compare_gabor(settings, output_dir):
-    """Draw each convolutional run's median R² of Gabor functions beside those of both null models."""
-    tables = measured_tables(settings, measure_gabor, read_gabor, lambda run: run.is_cnn)
-    if not tables:
-        return
-    figure = Figure(figsize=(WIDTH, 1.4 + 0.45 * len(tables)))
-    axes = figure.subplots()
-    for shift, (kernels, colour) in enumerate(zip(KERNELS, distinct_colours(len(KERNELS)), strict=True)):
-        for row, table in enumerate(tables.values()):
-            medians = median_r2(table, kernels)
-            axes.plot(medians, [row + 0.2 * (shift - 1)] * len(medians), "o", color=colour, alpha=0.6, markersize=5)
-        axes.plot([], [], "o", color=colour, label=kernels)
-    axes.set_yticks(range(len(tables)), tables, fontsize=7)
-    axes.set(xlabel="median R² of the Gabor fits, a dot a seed")
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=len(KERNELS), fontsize=8)
-    figure.suptitle("Do conv1's kernels resemble Gabor functions?")
-    save_figure(figure, output_dir / "gabor.png")
+@comparison("learning_rate")
+def against_learning_rate(groups):
+    """Draw the accuracy of every seed against the learning rate."""
+    return draw_against("lr", groups)
 
 
-def median_r2(tables, kernels):
-    """Return the median R² of some kernels (one of KERNELS) in each table of GABOR."""
-    return [np.median([row["r2"] for row in table if row["kernels"] == kernels]) for table in tables]
+@comparison("optimizer")
+def against_optimizer(groups):
+    """Draw the accuracy of every seed against the optimizer."""
+    return draw_against("optimizer", groups)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The reference report's claims
-# ---------------------------------------------------------------------------------------------------------------------
-
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
-ENOUGH_SEEDS = 3
-
-
-def beats(these, those):
-    """Return the verdict on 'these figures are above those', one figure a seed."""
-    if min(len(these), len(those)) < ENOUGH_SEEDS:
-        return UNDECIDED
-    return HOLDS if min(these) > max(those) else FAILS if max(these) < min(those) else UNDECIDED
+@comparison("results")
+def results(groups):
+    """Write results.csv and results.md: the Summary of each setting after the report's epochs."""
+    rows = [summarise(group, epochs_of(group), REPORT).row() for group in groups]
+    alignment = ["---"] + ["---:"] * (len(Summary.COLUMNS) - 1)
+    lines = [f"| {' | '.join(row)} |" for row in (Summary.COLUMNS, alignment, *rows)]
+    head = f"# Results\n\nTest accuracy in % after epoch {REPORT_EPOCHS}: mean and standard deviation over seeds.\n\n"
+    table = Table(dict.fromkeys(Summary.COLUMNS, str), [dict(zip(Summary.COLUMNS, row, strict=True)) for row in rows])
+    return {"results.csv": table, "results.md": head + "\n".join(lines) + "\n"}
 
 
-def similar(these, those, tolerance=1.0):
-    """Return the verdict on 'the means of these figures and those differ by at most one point'."""
-    if min(len(these), len(those)) < ENOUGH_SEEDS:
-        return UNDECIDED
-    return HOLDS if abs(np.mean(these) - np.mean(those)) <= tolerance else FAILS
+class Measurement(NamedTuple):
+    """A Table that belongs to a run: the script whose runs have it, how it is measured, and when it is whole."""
+
+    script: str
+    measure: object
+    columns: dict
+    is_whole: object
 
 
-def all_of(verdicts):
-    """Return the verdict on a claim of several parts."""
-    return FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
-
-
-class Measured:
-    """What the runs on real data say about the report's settings: figures by seed, looked up by setting."""
-
-    def __init__(self, settings):
-        self.settings = [
-            runs
-            for runs in settings.values()
-            if runs[0].config["data_source"] == "real" and len(runs[0].metrics) >= REPORT_EPOCHS
-        ]
-
-    def runs(self, **wanted):
-        """The runs of the one setting of the report that is as wanted; empty where nothing was run."""
-        for runs in self.settings:
-            if reported_by(runs[0]) and all(runs[0].config.get(name) == value for name, value in wanted.items()):
-                return runs
-        return []
-
-    def accuracy(self, **wanted):
-        return [run.test_accuracy() for run in self.runs(**wanted)]
-
-    def cnn(self, dataset="cifar10", lr=1e-4, optimizer="adam"):
-        return self.accuracy(script="cnn_cifar10", dataset=dataset, lr=lr, optimizer=optimizer)
-
-    def rnn(self, cell="rnn", hidden_size=30, lr=1e-3, optimizer="adam"):
-        return self.accuracy(script="rnn_mnist", cell=cell, hidden_size=hidden_size, lr=lr, optimizer=optimizer)
-
-
-def comparison(name, these, other, those, verdict=beats, form=".2f %"):
-    """Return (what was measured in words, the verdict) for two lists of figures, one a seed; form: digits and unit."""
-    relation = "against" if verdict is beats else "similar to"
-    return f"{name} {span(these, form)} {relation} {other} {span(those, form)}", verdict(these, those)
-
-
-def span(figures, form):
-    if not figures:
-        return "(not measured)"
-    digits, _, unit = form.partition(" ")
-    low, mean, high = (format(value, digits) for value in (min(figures), np.mean(figures), max(figures)))
-    seeds = f"{low} to {high}, {len(figures)} seeds" if len(figures) > 1 else "one seed"
-    return f"{mean}{' ' * bool(unit)}{unit} ({seeds})"
-
-
-def claim_optimizer(m):
-    yield comparison("LeNet-5 with Adam", m.cnn(), "SGD", m.cnn(optimizer="sgd"))
-    yield comparison("RNN 5 with Adam", m.rnn(hidden_size=5), "SGD", m.rnn(hidden_size=5, optimizer="sgd"))
-
-
-def claim_cnn_rate(m):
-    yield comparison("learning rate 1e-4", m.cnn(), "1e-3", m.cnn(lr=1e-3))
-    yield comparison("1e-4", m.cnn(), "1e-3", m.cnn(lr=1e-3), similar)
-
-
-def claim_rnn_rate(m):
-    for rate in (1e-1, 1e-4, 1e-5):
-        yield comparison("learning rate 1e-3", m.rnn(hidden_size=5), f"{rate:g}", m.rnn(hidden_size=5, lr=rate))
-
-
-def claim_hidden_size(m):
-    for cell, small, large in (("rnn", 5, 10), ("rnn", 10, 20), ("rnn", 20, 30), ("gru", 20, 30)):
-        more, fewer = m.rnn(cell, large), m.rnn(cell, small)
-        yield comparison(f"{cell.upper()} {large}", more, f"{cell.upper()} {small}", fewer)
-    yield comparison("marginally: GRU 30", m.rnn("gru", 30), "GRU 20", m.rnn("gru", 20), similar)
-    yield comparison("LSTM 30", m.rnn("lstm", 30), "LSTM 20", m.rnn("lstm", 20), similar)
-
-
-def claim_epochs(m):
-    for runs in m.settings:
-        if reported_by(runs[0]):
-            late, early = ([run.test_accuracy(epoch) for run in runs] for epoch in (REPORT_EPOCHS, 1))
-            yield comparison(f"{runs[0].setting()}: epoch {REPORT_EPOCHS}", late, "epoch 1", early)
-
-
-def claim_gates(m):
-    for cell in ("gru", "lstm"):
-        for size in (20, 30):
-            yield comparison(f"{cell.upper()} {size}", m.rnn(cell, size), f"RNN {size}", m.rnn("rnn", size))
-
-
-def claim_cost(m):
-    lstm, gru = (m.runs(script="rnn_mnist", cell=cell, hidden_size=30) for cell in ("lstm", "gru"))
-    for name, form, measure in (
-        ("parameters", ",.0f parameters", lambda run: run.config["parameters"]),
-        ("time", ".1f s an epoch", lambda run: np.median([row["seconds"] for row in run.metrics])),
-    ):
-        more, less = [measure(run) for run in lstm], [measure(run) for run in gru]
-        verdict = beats(more, less)
-        surprise = "; on this processor the GRU is the slower one" if name == "time" and verdict == FAILS else ""
-        yield f"{name}: LSTM {span(more, form)} against GRU {span(less, form)}{surprise}", verdict
-
-
-def claim_cnn_wins(m):
-    cnn = m.cnn("mnist")
-    for cell in ("rnn", "gru", "lstm"):
-        yield comparison("LeNet-5", cnn, f"{cell.upper()} 30", m.rnn(cell))
-    yield comparison("GRU 30", m.rnn("gru"), "LeNet-5", cnn, similar)
-
-
-def claim_gabor(m):
-    runs = m.runs(script="cnn_cifar10", dataset="cifar10", lr=1e-4, optimizer="adam")
-    tables = [table for run in runs if (table := read_gabor(run.folder / "figures"))]
-    trained, *nulls = (median_r2(tables, kernels) for kernels in KERNELS)
-    for name, null in zip(KERNELS[1:], nulls, strict=True):
-        yield comparison("median R² of the trained kernels", trained, name, null, form=".3f")
-
-
-def claim_gradients(m):
-    def reaches(cell, when):
-        runs = m.runs(script="rnn_mnist", cell=cell, hidden_size=30)
-        tables = [read_gradients(run.folder / "figures") for run in runs]
-        return [reach(table, when) for table in tables if table]
-
-    for when in ("untrained", "trained"):
-        for cell in ("gru", "lstm"):
-            words = f"{when} {cell.upper()}: the share of the last step's gradient norm left at the first"
-            yield comparison(words, reaches(cell, when), f"{when} RNN", reaches("rnn", when), form=".2g")
-
-
-def reach(table, when):
-    """Return the gradient norm at the first step, of an LSTM's two states the larger, over the last hidden state's."""
-    last = max(row["step"] for row in table)
-    first = max(row[when] for row in table if row["step"] == 1)
-    return first / next(row[when] for row in table if row["step"] == last and row["state"] == "hidden")
-
-
-CLAIMS = {
-    "Adam beats SGD on both tasks.": claim_optimizer,
-    "On the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar.": claim_cnn_rate,
-    "For the RNN 1e-3 is the best rate among 1e-1, 1e-3, 1e-4 and 1e-5.": claim_rnn_rate,
-    "More hidden nodes give more accuracy, the GRU marginally; in the LSTM 20 and 30 are similar.": claim_hidden_size,
-    "More epochs give more accuracy.": claim_epochs,
-    "GRU and LSTM beat the plain RNN.": claim_gates,
-    "The LSTM costs more than the GRU.": claim_cost,
-    "On MNIST the CNN beats all three, the GRU nearly its equal.": claim_cnn_wins,
-    "The CNN's first kernels resemble Gabor filters, better than untrained ones and noise do.": claim_gabor,
-    "Gradients reach further back in the gated cells.": claim_gradients,
+MEASUREMENTS = {
+    "gradients": Measurement(RNN, measure_gradients, GRADIENTS, is_whole_gradients),
+    "gabor": Measurement(CNN, measure_gabor, GABOR, lambda rows: {row["kernels"] for row in rows} == set(KERNELS)),
 }
 
 
-def claims(settings, output_dir):
-    """Write claims.md: each claim of the report, what was measured, and the verdict that follows from it."""
-    measured = Measured(settings)
-    text = [
-        "# The claims of the reference report",
-        f"Test accuracy after epoch {REPORT_EPOCHS} on the real data: mean (lowest to highest seed). The rule: one "
-        "beats the other when its every seed is above the other's every seed, and does not when it is the other way "
-        "round; else it is undecided. Similar: the means lie within one point. Fewer than three seeds decide nothing. "
-        "A claim of several parts holds when all hold, and does not when one does not.",
-    ]
-    for number, (claim, measurements) in enumerate(CLAIMS.items(), start=1):
-        parts = list(measurements(measured))
-        verdict = all_of([verdict for _, verdict in parts]) if parts else UNDECIDED
-        text += [f"## {number}. {claim}", "\n".join(f"- {words}: {part}" for words, part in parts)]
-        text += [f"**Verdict: {verdict}.**"]
-    save_text("\n\n".join(text) + "\n", output_dir / "claims.md")
+def read_measured(run, name):
+    """Return the rows of a run's own table, one of MEASUREMENTS, empty where it was not measured."""
+    return read_table(run.folder / "figures" / f"{name}.csv", MEASUREMENTS[name].columns, MEASUREMENTS[name].is_whole)
+
+
+def measured_groups(groups, name):
+    """Return the groups with the tables of their runs, list of (group, list of rows), measured where that is possible.
+
+    A run without a checkpoint has the table that lies in its folder.
+    """
+    found = []
+    for group in groups:
+        if group[0].script == MEASUREMENTS[name].script:
+            for run in filter(lambda run: run.has_checkpoint, group):
+                save(name, {f"{name}.csv": MEASUREMENTS[name].measure(run)}, run.folder / "figures")
+            tables = [rows for run in group if (rows := read_measured(run, name))]
+            found += [(group, tables)] if tables else []
+    return found
+
+
+@comparison("gradients")
+def compare_gradients(groups, most=6):
+    """Draw how far back the loss reaches into the hidden state, untrained and trained: a panel a cell."""
+    measured = measured_groups(groups, "gradients")
+    if not measured:
+        return None
+    networks = dict.fromkeys(group[0].config.network for group, _ in measured)
+    drawn = Figure(figsize=(WIDTH, 4.2))
+    for axes, network in zip(drawn.subplots(1, len(networks), sharey=True, squeeze=False)[0], networks, strict=True):
+        chosen = [(group, tables) for group, tables in measured if group[0].config.network == network][-most:]
+        names, colours = labels_of([group for group, _ in chosen])[0], colours_of([group for group, _ in chosen])
+        for (_, tables), name, colour in zip(chosen, names, colours, strict=True):
+            for epoch, style in ((0, ":"), (-1, "-")):
+                norms = np.array([gradient_line(rows, "hidden", epoch) for rows in tables])
+                with np.errstate(divide="ignore"):
+                    mean = np.exp(np.log(norms).mean(0))  # a seed that is zero makes it zero
+                draw_gradient_line(axes, mean, linestyle=style, color=colour, label=name if style == "-" else None)
+        axes.set_title(network)
+        axes.legend(fontsize=7, loc="lower right")
+    drawn.axes[0].set_ylabel("norm of the loss gradient")
+    about = "geometric mean over seeds; dotted: untrained, triangles: nothing is left"
+    drawn.suptitle(f"How far back the loss reaches into the hidden state\n{about}")
+    return drawn
+
+
+@comparison("gabor")
+def compare_gabor(groups):
+    """Draw each run's median R² of the Gabor fits, beside those of both null models."""
+    measured = measured_groups(groups, "gabor")
+    if not measured:
+        return None
+    drawn = Figure(figsize=(WIDTH, 1.4 + 0.5 * len(measured)))
+    axes = drawn.subplots()
+    for shift, (kernels, colour) in enumerate(zip(KERNELS, (AFTER, OTHER, BEFORE), strict=True)):
+        for row, (_, tables) in enumerate(measured):
+            medians = [median_r2(rows, kernels) for rows in tables]
+            axes.plot(medians, [row + 0.2 * (shift - 1)] * len(medians), "o", color=colour, alpha=0.7, markersize=5)
+        axes.plot([], [], "o", color=colour, label=kernels)
+    names, common = labels_of([group for group, _ in measured])
+    axes.set_yticks(range(len(measured)), names, fontsize=7)
+    axes.set(xlabel="median R² of the Gabor fits, a dot a seed")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    drawn.legend(loc="outside lower center", ncols=len(KERNELS))
+    drawn.suptitle(f"Do the first kernels resemble Gabor functions?\n{common}")
+    return drawn
+
+
+def median_r2(rows, kernels):
+    """Return the median R² of some kernels, one of KERNELS, in rows of GABOR."""
+    return float(np.median([row["r2"] for row in rows if row["kernels"] == kernels]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reference report's claims, each settled by a test over seeds
+# ---------------------------------------------------------------------------------------------------------------------
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+LEVEL = 0.05
+
+
+def permutation_p(these, those, paired):
+    """Return the one-sided p-value of 'the mean of these is above the mean of those', by the exact permutation test.
+
+    these, those: figures, one a seed; paired: signs are flipped within the pairs, else all figures are shuffled. p is
+    the share of the arrangements whose difference of means is at least the one that was measured.
+    """
+    these, those = np.asarray(these, dtype=float), np.asarray(those, dtype=float)
+    if paired:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(these))))
+        sums, measured = signs @ (these - those), (these - those).sum()
+    else:
+        pooled = np.concatenate([these, those])
+        chosen = np.array(list(itertools.combinations(range(len(pooled)), len(these))))
+        sums, measured = pooled[chosen].sum(1), these.sum()
+    return float((sums >= measured - 1e-9 * max(1, abs(measured))).mean())
+
+
+def settle_beats(these, those, paired, margin=0.0):
+    """Return (p, verdict) on 'these are above those, by more than margin'."""
+    p = permutation_p(np.asarray(these) - margin, those, paired)
+    opposite = permutation_p(those, np.asarray(these) - margin, paired)
+    return p, HOLDS if p <= LEVEL else FAILS if opposite <= LEVEL else UNDECIDED
+
+
+def settle_similar(these, those, paired, margin):
+    """Return (p, verdict) on 'the means of these and those differ by less than margin', by both one-sided tests."""
+    below, above = (np.asarray(these) + sign * margin for sign in (1, -1))
+    p = max(permutation_p(below, those, paired), permutation_p(those, above, paired))
+    opposite = min(permutation_p(those, below, paired), permutation_p(above, those, paired))
+    return p, HOLDS if p <= LEVEL else FAILS if opposite <= LEVEL else UNDECIDED
+
+
+def accuracy(run):
+    return run.test_accuracy()
+
+
+def accuracy_after(epoch):
+    return lambda run: run.test_accuracy(epoch)
+
+
+def seconds(run):
+    return float(np.median([row["seconds"] for row in run.history]))
+
+
+def parameters(run):
+    return float(run.record.conditions.parameters)
+
+
+def gabor_r2(kernels):
+    return lambda run: median_r2(rows, kernels) if (rows := read_measured(run, "gabor")) else None
+
+
+def gradient_kept(state, epoch, first=5, last=25):
+    """Return a function of a run: the factor that a step back leaves of a state's gradient norm, between two steps."""
+
+    def factor(run):
+        rows = read_measured(run, "gradients")
+        if not rows:
+            return None
+        norms = gradient_line(rows, state, epoch)
+        return (norms[first - 1] / norms[last - 1]) ** (1 / (last - first)) if norms[last - 1] else 0.0
+
+    return factor
+
+
+class Side(NamedTuple):
+    """One side of a comparison: a setting, and a function of its runs that measures it."""
+
+    config: object
+    measure: object = accuracy
+    words: str = ""
+
+
+class Part(NamedTuple):
+    """A comparison of two Sides. test: one of the tests; margin: in the unit of form, which writes a figure."""
+
+    this: Side
+    that: Side
+    test: object = settle_beats
+    paired: bool = False
+    margin: float = 0.0
+    form: str = "{:.2f} %"
+
+
+class Claim(NamedTuple):
+    """A sentence, and what has to hold for it."""
+
+    number: str
+    sentence: str
+    parts: list
+
+
+def cnn(measure=accuracy, words="", **settings):
+    return Side(cnn_cifar10.Config(**settings), measure, words)
+
+
+def rnn(cell="rnn", hidden_size=30, measure=accuracy, words="", **settings):
+    return Side(rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings), measure, words)
+
+
+def similar(this, that, margin, paired=False):
+    return Part(this, that, settle_similar, paired, margin)
+
+
+def pair(this, that, **more):
+    return Part(this, that, paired=True, **more)
+
+
+def more_epochs():
+    """Return the parts of 'more epochs give more': each setting of the report after its last epoch and after others."""
+    parts = []
+    for config, epoch in itertools.product((row.config for row in REPORT), (1, 5)):
+        late = Side(config, accuracy_after(REPORT_EPOCHS), f"{config.words()}: epoch {REPORT_EPOCHS}")
+        parts.append(pair(late, Side(config, accuracy_after(epoch), f"epoch {epoch}")))
+    return parts
+
+
+CLAIMS = [
+    Claim(
+        "1",
+        "Adam beats SGD on both tasks, at the report's rate.",
+        [pair(cnn(), cnn(optimizer="sgd")), pair(rnn("rnn", 5), rnn("rnn", 5, optimizer="sgd"))],
+    ),
+    Claim(
+        "2",
+        "On the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar within 1 point.",
+        [pair(cnn(), cnn(lr=1e-3)), similar(cnn(), cnn(lr=1e-3), 1.0, paired=True)],
+    ),
+    Claim(
+        "3",
+        "For the RNN with 5 units 1e-3 is the best rate among 1e-1, 1e-3, 1e-4 and 1e-5.",
+        [pair(rnn("rnn", 5), rnn("rnn", 5, lr=lr)) for lr in (1e-1, 1e-4, 1e-5)],
+    ),
+    Claim(
+        "4",
+        "More hidden units give more accuracy; in the LSTM 20 and 30 are similar within 0.5 points.",
+        [
+            *[Part(rnn("rnn", more), rnn("rnn", less)) for less, more in ((5, 10), (10, 20), (20, 30))],
+            Part(rnn("gru", 30), rnn("gru", 20)),
+            similar(rnn("lstm", 30), rnn("lstm", 20), 0.5),
+        ],
+    ),
+    Claim("5", "More epochs give more accuracy.", more_epochs()),
+    Claim(
+        "6",
+        "GRU and LSTM beat the RNN, with as many units and with as many weights.",
+        [
+            *[Part(rnn(cell, size), rnn("rnn", size)) for cell in ("gru", "lstm") for size in (20, 30)],
+            Part(rnn("gru", 30), rnn("rnn", 55)),
+            Part(rnn("lstm", 30), rnn("rnn", 64)),
+        ],
+    ),
+    Claim(
+        "7a",
+        "The LSTM has more weights than the GRU.",
+        [Part(rnn("lstm", measure=parameters), rnn("gru", measure=parameters), form="{:,.0f} weights")],
+    ),
+    Claim(
+        "7b",
+        "The LSTM takes more time than the GRU, on this processor with this library.",
+        [Part(rnn("lstm", measure=seconds), rnn("gru", measure=seconds), form="{:.1f} s an epoch")],
+    ),
+    Claim(
+        "8",
+        "On MNIST the CNN beats all three, and the GRU is nearly its equal (within 0.5 points).",
+        [
+            *[Part(cnn(dataset="mnist"), rnn(cell)) for cell in ("rnn", "gru", "lstm")],
+            similar(rnn("gru"), cnn(dataset="mnist"), 0.5),
+        ],
+    ),
+    Claim(
+        "9",
+        "The CNN's first kernels resemble Gabor functions, better than the same kernels with their pixels shuffled.",
+        [
+            pair(
+                cnn(gabor_r2("trained"), f"median R² of the kernels trained at {lr:g}", lr=lr),
+                cnn(gabor_r2("shuffled"), "with their pixels shuffled", lr=lr),
+                form="{:.3f}",
+            )
+            for lr in (1e-4, 1e-3)
+        ],
+    ),
+    Claim(
+        "10",
+        "Gradients reach further back in the gated cells.",
+        [
+            Part(
+                rnn(cell, 30, gradient_kept(state, epoch), f"{cell.upper()}, {state} state, {when}: kept a step back"),
+                rnn("rnn", 30, gradient_kept("hidden", epoch), f"RNN, {when}"),
+                form="{:.3f}",
+            )
+            for epoch, when in ((0, "untrained"), (-1, "trained"))
+            for cell, state in (("gru", "hidden"), ("lstm", "hidden"), ("lstm", "cell"))
+        ],
+    ),
+]
+
+
+def figures_by_seed(side, settings):
+    """Return what a Side's measure gives for each run, by seed (None: it diverged, or was not measured)."""
+    return {run.config.seed: side.measure(run) for run in settings.get(side.config.setting(), [])}
+
+
+def settle(part, settings):
+    """Return (what was measured in words, difference, p, verdict) of a Part; settings: the runs by setting."""
+    sides = [figures_by_seed(side, settings) for side in (part.this, part.that)]
+    if part.paired:
+        common = sides[0].keys() & sides[1].keys()
+        sides = [{seed: values[seed] for seed in sorted(common)} for values in sides]
+    said = [span(side, values, part.form) for side, values in zip((part.this, part.that), sides, strict=True)]
+    relation = f"similar within {part.margin:g} to" if part.test is settle_similar else "against"
+    words = f"{said[0]} {relation} {said[1]}{', pairs' * part.paired}"
+    figures = [list(values.values()) for values in sides]
+    if not all(figures) or None in figures[0] + figures[1]:
+        return words, "", "", UNDECIDED
+    p, verdict = part.test(*figures, part.paired, part.margin)
+    difference = part.form.format(np.mean(figures[0]) - np.mean(figures[1]))
+    return words, difference if difference.startswith("-") else f"+{difference}", f"{p:.4f}", verdict
+
+
+def span(side, values, form):
+    """Return a Side in words with the mean, the lowest and the highest figure of its seeds, and those without one."""
+    name, known = side.words or side.config.words(), [value for value in values.values() if value is not None]
+    lost = [str(seed) for seed, value in values.items() if value is None]
+    missing = f", {len(lost)} of {len(values)} without a figure: seed {' '.join(lost)}" if lost else ""
+    if not known:
+        return f"{name} (not measured{missing})"
+    mean, low, high = (form.format(value) for value in (np.mean(known), min(known), max(known)))
+    return f"{name} {mean} ({low} to {high}, {len(known)} seeds{missing})"
+
+
+def verdict_of(verdicts):
+    """Return the verdict on a claim of several parts."""
+    if HOLDS in verdicts and FAILS in verdicts:
+        return f"holds in part ({verdicts.count(HOLDS)} of {len(verdicts)})"
+    return FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
+
+
+RULE = (
+    f"Test accuracy after epoch {REPORT_EPOCHS} on the real data: mean (lowest to highest seed). A beats B when the "
+    "exact one-sided permutation test of the difference of their means says so at "
+    f"{100 * LEVEL:.0f} %: signs flipped within pairs, where the runs of a seed share their initial weights and their "
+    "order of images, else all figures shuffled. A and B are similar within m when both one-sided tests against a "
+    "difference of m say so. A claim does not hold when the test of the opposite succeeds, and holds in part when some "
+    "of its parts hold and others do not."
+)
+
+
+@comparison("claims")
+def claims(groups):
+    """Write claims.md: each claim, what was measured, difference, p, and the verdict."""
+    real = [group for group in groups if not group[0].source and epochs_of(group) == REPORT_EPOCHS]
+    settings = {group[0].config.setting(): group for group in real}
+    overview, details = ["| | claim | verdict |", "|---:|---|---|"], []
+    for claim in CLAIMS:
+        settled = [settle(part, settings) for part in claim.parts]
+        verdict = verdict_of([row[-1] for row in settled])
+        overview.append(f"| {claim.number} | {claim.sentence} | {verdict} |")
+        rows = [" | ".join(("", *row, "")).strip() for row in (("part", "difference", "p", "verdict"), *settled)]
+        rows.insert(1, "|---|---:|---:|---|")
+        details += [f"## {claim.number}. {claim.sentence}", "\n".join(rows), f"**Verdict: {verdict}.**"]
+    return {"claims.md": "\n\n".join(["# The claims", RULE, "\n".join(overview), *details]) + "\n"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 # ---------------------------------------------------------------------------------------------------------------------
 
-ANY = (curves, confusion, examples)
-CNN = (filters, activations, deconv, evolution, invariance, occlusion, contribution, gabor)
-RNN = (gradients, reading)
-FIGURES = {function.__name__: function for function in (*ANY, *CNN, *RNN)}
-COMPARISONS = {
-    "results": results,
-    "curves": compare_curves,
-    **{title: partial(compare_against, title) for title in COMPARED_SETTINGS},
-    "gabor": compare_gabor,
-    "gradients": compare_gradients,
-    "claims": claims,
-}
 
-
-def save_figure(figure, path):
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    # A palette takes a third of the bytes.
-    picture = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
-    content = io.BytesIO()
-    picture.save(content, format="png", optimize=True)
-    write_atomically(path, content.getvalue())
-    tqdm.write(str(path))
-
-
-def save_text(text, path):
-    write_atomically(path, text.encode())
-    tqdm.write(str(path))
-
-
-def read_table(path, columns, is_whole):
-    """Return a table that write_table wrote as a list of dict, empty where there is none; raises InputError if damaged.
-
-    columns: the type by name; is_whole(rows): whether nothing is missing.
-    """
-    if not path.is_file():
-        return []
-    with suppress(KeyError, ValueError, TypeError), open(path, newline="") as file:
-        rows = [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
-        finite = all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
-        if finite and is_whole(rows):
-            return rows
-    raise InputError(f"{path} is damaged; delete it, or write it anew with --figures {path.stem}")
-
-
-def write_table(rows, columns, path):
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([columns, *rows])
-    save_text(table.getvalue(), path)
+def first_lines(drawings):
+    """Return a line of help for each figure, from its docstring."""
+    return "\n".join(f"    {name:14} {(draw.__doc__ or '').splitlines()[0]}" for name, draw in drawings.items())
 
 
 def visualize_run(run, names, output_dir):
     """Draw a run's figures, by default all that its kind of network has."""
-    kind, script = (CNN, "cnn_cifar10.py") if run.is_cnn else (RNN, "rnn_mnist.py")
-    fitting = [function.__name__ for function in ANY + kind]
+    fitting = [name for name, drawing in FIGURES.items() if drawing.fits in (None, run.script)]
     for name in names or []:
         if name not in FIGURES:
             raise InputError(f"the figure {name} compares several runs; name more of them, or a folder of runs")
         if name not in fitting:
-            raise InputError(f"{run.folder} is a run of {script} and has no figure {name}; it has {', '.join(fitting)}")
-    if run.config["data_source"] == "synthetic":
-        print(synthetic_notice(run.config["dataset"]))
+            raise InputError(
+                f"{run.folder} is a run of {run.script}.py and has no figure {name}; it has {', '.join(fitting)}"
+            )
+    if not run.history:
+        raise InputError(f"{run.folder} has finished no epoch; train it with {run.config.command()}")
+    if run.source:
+        print(synthetic_notice(run.config.dataset))
     chosen = dict.fromkeys(names or fitting)
     if chosen.keys() != {"curves"}:
         run.model  # noqa: B018, an unusable checkpoint is told before the first figure
-    output_dir.mkdir(parents=True, exist_ok=True)
     for name in tqdm(chosen, unit="figure", leave=False, disable=None):
-        FIGURES[name](run, output_dir)
+        save(name, FIGURES[name].draw(run), output_dir)
 
 
 def compare_runs(runs, names, output_dir):
@@ -1461,26 +1726,29 @@ def compare_runs(runs, names, output_dir):
     unfit = [name for name in names or [] if name not in COMPARISONS]
     if unfit:
         raise InputError(f"the figure {unfit[0]} takes a single run; several are compared by {', '.join(COMPARISONS)}")
-    settings = group_by_setting(runs)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    groups = group_runs(runs)
     for name in tqdm(dict.fromkeys(names or COMPARISONS), unit="figure", leave=False, disable=None):
-        COMPARISONS[name](settings, output_dir)
+        made = COMPARISONS[name](groups)
+        if made is not None:
+            save(name, made, output_dir)
 
 
 def find_runs(folder):
-    """Return the runs below folder that have finished an epoch, sorted; folders named reference are passed over."""
+    """Return the runs below folder that have something to show, sorted; folders named reference are passed over."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name a run's folder, such as runs/cnn_cifar10/NAME, or runs")
-    inside = (path.parent for path in sorted(folder.rglob("metrics.csv")))
-    runs = [FinishedRun(path) for path in inside if "reference" not in path.relative_to(folder).parts]
-    if not runs:
+    inside = (path.parent for path in sorted(folder.rglob("config.json")))
+    runs = [SavedRun(path) for path in inside if "reference" not in path.relative_to(folder).parts]
+    ended = [run for run in runs if run.history or run.record.diverged]
+    if not ended:
         raise InputError(f"{folder} holds no run with a config.json and metrics.csv; train one first")
-    return runs
+    return ended
 
 
-def main():
-    matplotlib.rcParams.update(STYLE, **{"figure.constrained_layout.use": True})
-    parser = ArgumentParser(__doc__)
+def work():
+    matplotlib.rcParams.update(STYLE)
+    single = first_lines({name: drawing.draw for name, drawing in FIGURES.items()})
+    parser = ArgumentParser(f"{__doc__}\nFigures of a run:\n{single}\n\nOf several runs:\n{first_lines(COMPARISONS)}\n")
     parser.add_argument("runs", nargs="+", type=folder_name, metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument(
         "--figures", nargs="+", choices=tuple(FIGURES | COMPARISONS), metavar="NAME", help="default: all that fit"
@@ -1489,14 +1757,17 @@ def main():
     args = parser.parse_args()
     first, *others = folders = [Path(name) for name in args.runs]
     if not others and (first / "config.json").exists():
-        visualize_run(FinishedRun(first), args.figures, Path(args.output_dir or first / "figures"))
+        visualize_run(SavedRun(first), args.figures, Path(args.output_dir or first / "figures"))
         return
     runs = []
     for folder in folders:
-        runs += [FinishedRun(folder)] if (folder / "config.json").exists() else find_runs(folder)
-    comparison = (Path("runs") if others else first) / "comparison"
-    compare_runs(runs, args.figures, Path(args.output_dir or comparison))
+        runs += [SavedRun(folder)] if (folder / "config.json").exists() else find_runs(folder)
+    compare_runs(runs, args.figures, Path(args.output_dir or (Path("runs") if others else first) / "comparison"))
+
+
+def main():
+    run_script(work, kept="the figures that are drawn are kept, and the same command draws them all")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()
