@@ -3,6 +3,7 @@
     python cnn_cifar10.py                           Adam at 1e-4 on CIFAR-10, the reference report's best setting
     python cnn_cifar10.py --optimizer sgd           the same with SGD
     python cnn_cifar10.py --dataset mnist           the network that rnn_mnist.py's are compared with
+    python cnn_cifar10.py --without conv1           the network trained without a layer
     python cnn_cifar10.py --report                  all the report's experiments, then a table
     python cnn_cifar10.py --lr 1e-3 1e-4 --seed 0 1 2    every combination of the values
     python cnn_cifar10.py --data synthetic          on embedded pictures, where there is neither data nor network
@@ -27,6 +28,13 @@ class Config(utils.Config):
     """The settings of an experiment; optimizer, momentum and seed are those of utils.Config."""
 
     dataset: str = setting("cifar10", choices=DATASETS, tag="_", words="", help="what the network learns to classify")
+    without: str = setting(
+        "nothing",
+        choices=("nothing", "conv1", "conv2", "fc1", "conv1+conv2"),
+        tag="_no-",
+        words="without {}",
+        help="layers that the network is trained without; the poolings stay",
+    )
     lr: float = 1e-4
     batch_size: int = 128
 
@@ -56,14 +64,19 @@ class LeNet5(nn.Module):
         self.precision = precision
         layers, channels, size = OrderedDict(), 1, {"cifar10": 32, "mnist": 28}[config.dataset]
         for number, maps in enumerate((32, 64), start=1):
-            layers[f"conv{number}"] = nn.Conv2d(channels, maps, kernel_size=5, padding=2)
+            if f"conv{number}" not in config.without:
+                layers[f"conv{number}"] = nn.Conv2d(channels, maps, kernel_size=5, padding=2)
+                channels = maps
             layers[f"pool{number}"] = nn.MaxPool2d(2)
             layers[f"relu{number}"] = nn.ReLU()
-            channels, size = maps, size // 2
+            size //= 2
         layers["flatten"] = Flatten()
-        layers["fc1"] = nn.Linear(channels * size**2, 1024)
-        layers["relu_fc1"] = nn.ReLU()
-        layers["fc2"] = nn.Linear(1024, classes)
+        features = channels * size**2
+        if "fc1" not in config.without:
+            layers["fc1"] = nn.Linear(features, 1024)
+            layers["relu_fc1"] = nn.ReLU()
+            features = 1024
+        layers["fc2"] = nn.Linear(features, classes)
         self.layers = nn.Sequential(layers).to(memory_format=torch.channels_last)
 
     def forward(self, images):
@@ -110,16 +123,17 @@ def train(config, run, data):
 
 @torch.no_grad()
 def log_convolutions(run, model, data, epoch):
-    """Write conv1's filters and all convolutions' activations to TensorBoard, and their weights to a snapshot."""
+    """Write the first convolution's kernels and all activations to TensorBoard, and all their weights to a snapshot."""
     from torchvision.utils import make_grid
 
-    kernels = model.layers.conv1.weight.float()
-    limit = kernels.abs().max().item()
-    grid = make_grid(kernels, nrow=8, padding=1, normalize=True, value_range=(-limit, limit), pad_value=1)
-    run.writer.add_image("conv1/filters", F.interpolate(grid[None], scale_factor=10)[0], epoch)
-    for name, maps in model.outputs(data.test.images[:100]).items():
-        if name.startswith("conv"):
-            run.writer.add_histogram(f"{name}/activations", maps.float().relu(), epoch)
+    outputs = model.outputs(data.test.images[:100])
+    for name, layer in model.layers.named_children():
+        if isinstance(layer, nn.Conv2d):
+            run.writer.add_histogram(f"{name}/activations", outputs[name].float().relu(), epoch)
+            if layer.in_channels == 1:
+                limit = layer.weight.abs().max().item()
+                grid = make_grid(layer.weight, padding=1, normalize=True, value_range=(-limit, limit), pad_value=1)
+                run.writer.add_image(f"{name}/filters", F.interpolate(grid[None], scale_factor=10)[0], epoch)
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("layers.conv")}
     run.save_snapshot(epoch, weights)
 

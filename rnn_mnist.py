@@ -5,6 +5,7 @@
     python rnn_mnist.py --hidden-size 5 --lr 1e-1   any size and learning rate
     python rnn_mnist.py --report                    all the report's experiments, then a table
     python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    every combination of the values
+    python rnn_mnist.py --cell lstm --rows-after 28 --forget-bias 1    hold what was read, with open forget gates
     python rnn_mnist.py --data synthetic            on embedded digits, where there is neither data nor network
 
 The run's folder, runs/rnn_mnist/..., gets TensorBoard's events, metrics.csv, the checkpoint and the weights after every
@@ -13,6 +14,7 @@ epoch.
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -30,6 +32,21 @@ class Config(utils.Config):
     cell: str = setting("rnn", choices=tuple(CELLS), always=True, tag="", words="", help="kind of recurrent layer")
     hidden_size: int = setting(
         30, minimum=1, maximum=4096, always=True, tag="", words="{} hidden units", help="hidden units of each layer"
+    )
+
+    rows_before: int = setting(
+        0, minimum=0, maximum=1000, tag="_before", words="{} blank rows before", help="blank rows read before the digit"
+    )
+    rows_after: int = setting(
+        0, minimum=0, maximum=1000, tag="_after", words="{} blank rows after", help="blank rows read after the digit"
+    )
+    forget_bias: float | None = setting(
+        None,
+        minimum=-100,
+        maximum=100,
+        only=("cell", "lstm"),
+        tag="_bias",
+        help="bias that the LSTM's forget gates start with; default: as torch starts them",
     )
 
     dataset = "mnist"
@@ -51,10 +68,24 @@ class RowReader(nn.Module):
         super().__init__()
         self.recurrent = CELLS[config.cell](row_length, config.hidden_size, num_layers=2, batch_first=True)
         self.fc = nn.Linear(config.hidden_size, classes)
+        self.blank_rows = config.rows_before, config.rows_after
+        if config.forget_bias is not None:
+            self.open_forget_gates(config.forget_bias)
+
+    @torch.no_grad()
+    def open_forget_gates(self, bias):
+        """Let the LSTM's forget gates start with a bias: sigmoid(bias) of the cell state is then kept at each step."""
+        forget = slice(self.recurrent.hidden_size, 2 * self.recurrent.hidden_size)  # torch's order: i, f, g, o
+        for layer in range(self.recurrent.num_layers):
+            getattr(self.recurrent, f"bias_ih_l{layer}")[forget] = bias
+            getattr(self.recurrent, f"bias_hh_l{layer}")[forget] = 0
 
     def rows(self, images):
-        """Turn images (N, H, W) of gray values 0 to 255 into normalised sequences (N, H steps, W pixels)."""
-        return images.float().div(255).sub(MNIST_MEAN).div(MNIST_STD)
+        """Turn images (N, H, W) of gray values 0 to 255 into normalised sequences (N, steps, W pixels).
+
+        A step is a row of the image; the blank rows before and after them are black.
+        """
+        return F.pad(images, (0, 0, *self.blank_rows)).float().div(255).sub(MNIST_MEAN).div(MNIST_STD)
 
     def forward(self, images):
         """Turn images (N, H, W) of gray values 0 to 255 into logits, float32 (N, classes)."""

@@ -1287,7 +1287,9 @@ def experiment_parser(config_class, description):
     flag = parser.add_argument
     for one in settings_of(config_class):
         metavar = f"{{{','.join(one.choices)}}}" if one.choices else one.kind.__name__.upper()
-        text = f"{one.help}; default: {number_text(one.default)}".removeprefix("; ")
+        text = (
+            one.help if one.default is None else f"{one.help}; default: {number_text(one.default)}".removeprefix("; ")
+        )
         flag(one.flag, nargs="+", type=one.parse, metavar=metavar, help=text.replace("%", "%%"))
     epochs = Setting("epochs", int, 10, minimum=1, maximum=999)
     flag("--epochs", type=epochs.parse, default=10, metavar="INT", help="in all; default: 10")
