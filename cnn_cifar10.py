@@ -104,7 +104,7 @@ def train(config, run, data):
     run.take_up(model=model, optimizer=optimizer)
     if run.epoch == 0:
         run.writer.add_graph(model, data.test.images[:1])
-        log_convolutions(run, model, data, epoch=0)
+        log_convolutions(run, model.eval(), data, epoch=0)
     for epoch in run.epochs():
         model.train()
         seen = Metrics()

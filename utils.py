@@ -46,7 +46,7 @@ from tqdm import tqdm
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-DISK_FULL = [getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")]
+DISK_FULL = [getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)]
 TERMINAL_GONE = (errno.EPIPE, errno.EIO)
 
 
@@ -70,6 +70,11 @@ def _terminate(signal_number, frame):
     raise Terminated
 
 
+def is_lack_of_memory(error):
+    kinds = MemoryError, torch.cuda.OutOfMemoryError
+    return isinstance(error, kinds) or "allocate memory" in str(error)  # what torch says on a processor
+
+
 def run_script(main, kept="every finished epoch is kept, and the same command continues"):
     """Call main() and leave with the exit status it earned, an error told in one line on standard error.
 
@@ -89,7 +94,9 @@ def run_script(main, kept="every finished epoch is kept, and the same command co
         status, message = 2, f"error: {error}"
     except TrainingError as error:
         status, message = 1, f"error: {error}"
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
         status, message = 1, "error: too little memory; end other programs, or take a smaller network or --batch-size"
     except OSError as error:
         what = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
@@ -197,7 +204,7 @@ def _load_real(name, data_dir, may_download):
     if not all(path.is_file() for path in checksums):
         if not may_download:
             raise InputError(f"{DATASETS[name]} is not in {data_dir}; a training script downloads it there")
-        with _sole_downloader(data_dir) as had_to_wait:
+        with _sole_downloader(data_dir, next(iter(checksums)).parent) as had_to_wait:
             if not all(path.is_file() for path in checksums):
                 if had_to_wait:
                     raise ConnectionError("another process has just tried")
@@ -229,8 +236,12 @@ def _verify(checksums):
 
 
 @contextmanager
-def _sole_downloader(data_dir):
-    """Let one process at a time download; yields whether this one had to wait. Leaves no empty folder behind."""
+def _sole_downloader(data_dir, folder):
+    """Let one process at a time download into folder, in data_dir; yields whether this one had to wait.
+
+    Leaves no empty folder behind that was not there before.
+    """
+    new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
     data_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(data_dir, os.W_OK):
         raise InputError(f"the data folder {data_dir} cannot be written; choose another one with --data-dir")
@@ -239,15 +250,17 @@ def _sole_downloader(data_dir):
         lock.acquire(timeout=0)
     except Timeout:
         had_to_wait = True
-        lock.acquire()
+        with suppress(FileNotFoundError):  # who held it failed, and has swept up the folder
+            lock.acquire()
     try:
         yield had_to_wait
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
-        for folder in sorted([data_dir, *data_dir.rglob("*")], reverse=True):
-            with suppress(OSError):  # a file, or a folder that holds something
-                folder.rmdir()
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        for each in new_folders:
+            with suppress(OSError):  # it holds something
+                each.rmdir()
 
 
 def _download(dataset_class, data_dir):
@@ -605,11 +618,9 @@ def load_tensors(path):
         if zipfile.ZipFile(content).testzip() is None:
             content.seek(0)
             return torch.load(content, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged file may raise anything
-        if "allocate memory" in str(error):
-            raise MemoryError from None
+        if is_lack_of_memory(error):
+            raise
     raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
 
 
@@ -715,6 +726,10 @@ class Run:
         remark = "  loss far above guessing" if max(train.loss, test.loss) > 10 * GUESSING else ""
         print(f"{epoch:>{len(last)}}/{last}".rjust(5) + f"  {measured}{remark}", flush=True)
 
+    def let_go(self):
+        """Keep no network in memory: a sweep keeps its runs for the table at its end."""
+        self._checkpoint = self._parts = self.writer = None
+
     def record_divergence(self):
         """Keep in config.json that the epoch after the last finished one diverged."""
         self._save_record(self.record._replace(diverged=self.epoch + 1))
@@ -797,6 +812,9 @@ def restore(checkpoint, parts, with_random=False):
     try:
         for name, part in parts.items():
             part.load_state_dict(checkpoint["state"][name])
+            for parameter, state in getattr(part, "state", {}).items():  # an optimizer's, which checks no shapes itself
+                if any(getattr(value, "shape", ()) not in ((), parameter.shape) for value in state.values()):
+                    raise ValueError
         for device, state in checkpoint["random"].items() if with_random else ():
             (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state)
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError):
@@ -838,9 +856,10 @@ def read_checkpoint(folder, configs):
     if not path.is_file():
         return None
     checkpoint = load_tensors(path)
-    with suppress(LookupError, TypeError, AttributeError):
+    with suppress(LookupError, TypeError, AttributeError, OverflowError):
         events, states = checkpoint["events"], (checkpoint["state"]["model"], checkpoint["random"]["cpu"])
-        if is_history(checkpoint["history"]) and events["before"] >= 0 and events["written"].dtype == torch.uint8:
+        is_place = isinstance(events["before"], int) and events["before"] >= 0
+        if is_history(checkpoint["history"]) and is_place and events["written"].dtype == torch.uint8:
             return {**checkpoint, "record": Record.from_dict(checkpoint["record"], configs, path)} if states else None
     raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
 
@@ -861,7 +880,7 @@ def read_metrics(folder):
             rows = [{name: float(row[name]) for name in METRICS} for row in csv.DictReader(file)]
         if is_history(rows):
             return rows
-    except (LookupError, ValueError, TypeError):
+    except (LookupError, ValueError, TypeError, csv.Error):
         pass
     raise InputError(f"{path} is empty or damaged; the same training command writes it anew from the checkpoint")
 
@@ -1030,8 +1049,8 @@ def filled_columns(columns, rows):
 
 
 def print_results(runs, epoch, report):
-    """Print the test accuracy of one run, or an aligned table of the Summary of each setting."""
-    if len(runs) == 1:
+    """Print the test accuracy of a single run, or an aligned table of the Summary of each setting."""
+    if len(runs) == 1 and runs[0].history:
         accuracy, epoch = runs[0].history[-1]["test_accuracy"], runs[0].epoch
         reported = summarise(runs, epoch, report).reported
         compared = (
@@ -1080,7 +1099,7 @@ def best_device():
 def multiplies_bf16(device):
     """Whether the hardware multiplies bfloat16 matrices natively."""
     if device == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older releases cannot tell
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -1133,7 +1152,7 @@ def opened_run(folder, config, args, data_source):
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        for leftover in folder.rglob("*.part"):
+        for leftover in (*folder.glob("*.part"), *folder.glob("snapshots/*.part")):
             leftover.unlink()
         if args.fresh:
             remove_records(folder)
@@ -1152,7 +1171,10 @@ def opened_run(folder, config, args, data_source):
             conditions = continued_conditions(folder, record.conditions, args)
             epochs = max(args.epochs, len(checkpoint["history"]))
             record = record._replace(conditions=replace(conditions, epochs=epochs))
-        yield Run(folder, record._replace(diverged=diverged_before(folder)), checkpoint)
+        run = Run(folder, record._replace(diverged=diverged_before(folder)), checkpoint)
+        del checkpoint
+        yield run
+        run.let_go()
 
 
 def diverged_before(folder):
@@ -1242,7 +1264,7 @@ def run_experiments(configs, train, args, report):
             print(synthetic_notice(name))
         print(f"\nNext:\n  tensorboard --logdir {curves_folder(runs)}")
         print(f"  python visualize.py {runs[0].folder if alone else args.runs_dir}")
-    if refused:
+    if refused and is_first():  # another process that failed would end them all
         raise InputError(f"{refused} of {len(configs)} runs could not be trained, for the reasons given above")
 
 
@@ -1324,7 +1346,8 @@ def parse_experiments(config_class, report, parser):
     for one in settings:
         if one.only and one.only[1] not in grid[one.only[0]] and grid[one.name] != [one.default]:
             needed = f"--{one.only[0].replace('_', '-')} {one.only[1]}"
-            parser.error(f"argument {one.flag}: {number_text(grid[one.name][-1])} needs {needed}")
+            value = next(value for value in grid[one.name] if value != one.default)
+            parser.error(f"argument {one.flag}: {number_text(value)} needs {needed}")
     if args.report:
         configs = [replace(row.config, seed=seed) for seed in grid["seed"] for row in report]
     else:

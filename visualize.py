@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
@@ -45,6 +45,7 @@ from utils import (
     read_record,
     restore,
     run_script,
+    settings_of,
     summarise,
     synthetic_notice,
     table_text,
@@ -86,6 +87,11 @@ class SavedRun:
         self.record = read_record(self.folder, CONFIGS)
         self.config, self.script = self.record.config, self.record.config.script()
 
+    @cached_property
+    def kind(self):
+        """The script whose figures fit the run; None, those of any run, for a CNN trained without convolutions."""
+        return None if self.script == CNN and not convolutions(self.untrained_model()) else self.script
+
     @property
     def title(self):
         """The run in words: network, data set, training, seed."""
@@ -99,6 +105,16 @@ class SavedRun:
     def history(self):
         """The rows of metrics.csv, empty when no epoch was finished."""
         return read_metrics(self.folder)
+
+    @property
+    def command(self):
+        """The command line that trains the run."""
+        return self.config.command() + " --data synthetic" * bool(self.source)
+
+    def check_trained(self):
+        """Raises InputError when no epoch was finished."""
+        if not self.history:
+            raise InputError(f"{self.folder} has finished no epoch; train it with {self.command}")
 
     def test_accuracy(self, epoch=REPORT_EPOCHS):
         """The test accuracy in percent after an epoch, None where the run diverged before it."""
@@ -114,7 +130,7 @@ class SavedRun:
         if not self.has_checkpoint:
             raise InputError(
                 f"{self.folder} holds no checkpoint.pt (those of runs/reference are not shipped); train the run with "
-                f"{self.config.command()} and name its folder"
+                f"{self.command} and name its folder"
             )
         model = self.untrained_model()
         restore(read_checkpoint(self.folder, CONFIGS), {"model": model})
@@ -430,9 +446,11 @@ def layers_up_to(model, layer):
 def find_switches(model, outputs):
     """Return where each pooling's maxima stood, by its name, and the size that it pooled.
 
+    outputs: those of the layers by name and, of a network that pools first, the 'images' (N, 1, H, W) themselves.
+
     ReLU comes before pooling here, as in the paper, whatever order training uses.
     """
-    switches, before = {}, None
+    switches, before = {}, "images"
     for name, layer in model.layers.named_children():
         if isinstance(layer, nn.MaxPool2d):
             rectified = F.relu(outputs[before].float())
@@ -472,7 +490,7 @@ def deconvolve(model, images, layer, feature_maps):
     images: (N, H, W), 0 to 255; layer: a convolution or a pooling; feature_maps: int64 (N,), one an image.
     Returns float32 (N, 1, H, W).
     """
-    outputs = model.outputs(images)
+    outputs = {"images": images.unsqueeze(1), **model.outputs(images)}
     alone = strongest_alone(F.relu(outputs[layer].float()), feature_maps)
     return project_back(model, layer, alone, find_switches(model, outputs))
 
@@ -961,12 +979,16 @@ def gabor_fits(trained, untrained, seed=0):
     return dict(zip(KERNELS, zip(kernels, fits, strict=True), strict=True))
 
 
-def measure_gabor(run):
-    """Return the gabor_fits of the first convolution's kernels as a Table."""
-    start = first_kernels(run.untrained_model())
-    rows = []
-    for name, (kernels, fit) in gabor_fits(first_kernels(run.model), start, run.config.seed).items():
-        cosines = F.cosine_similarity(kernels.flatten(1), start.flatten(1))
+def fit_run(run):
+    """Return the gabor_fits of the run's first convolution."""
+    return gabor_fits(first_kernels(run.model), first_kernels(run.untrained_model()), run.config.seed)
+
+
+def gabor_table(fits):
+    """Return gabor_fits as a Table."""
+    start, rows = fits["untrained"][0].flatten(1), []
+    for name, (kernels, fit) in fits.items():
+        cosines = F.cosine_similarity(kernels.flatten(1), start)
         for number, values in enumerate(zip(*fit[1:], cosines, strict=True)):
             rows.append(dict(zip(GABOR, (name, number, *map(float, values)), strict=True)))
     return Table(GABOR, rows)
@@ -975,7 +997,7 @@ def measure_gabor(run):
 @figure(CNN)
 def gabor(run, best=8):
     """Draw the kernels that Gabor functions fit best, the fits and the residuals, and R² of all."""
-    fits = gabor_fits(first_kernels(run.model), first_kernels(run.untrained_model()), run.config.seed)
+    fits = fit_run(run)
     kernels, fit = fits["trained"]
     chosen, limit = fit.r2.topk(min(best, len(kernels))).indices, kernels.abs().max().item()
     strips = torch.stack([kernels[chosen], fit.fitted[chosen], (kernels - fit.fitted)[chosen]]).flatten(0, 1)
@@ -996,7 +1018,7 @@ def gabor(run, best=8):
     drawn.suptitle(
         f"Gabor functions fitted to the {len(kernels)} kernels of {layer}: the best fits, and all\n{run.title}"
     )
-    return {"gabor.png": drawn, "gabor.csv": measure_gabor(run)}
+    return {"gabor.png": drawn, "gabor.csv": gabor_table(fits)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1152,17 +1174,23 @@ def model_input(model, image):
 def group_runs(runs):
     """Return the runs of each setting, a list of lists in rising order, a run for each seed.
 
-    Runs of fewer epochs than the reference report's that have not diverged are groups of their own.
+    Runs of fewer epochs than the reference report's are groups of their own. One that diverged belongs to those of its
+    setting that have all epochs, where there are any.
     """
 
-    def in_order(run):
-        settings = {**asdict(run.config), "seed": run.config.seed}
-        return run.script, [(value is not None, value) for value in settings.values()]
+    def in_order(run):  # settings_of has the seed last
+        values = [getattr(run.config, one.name) for one in settings_of(type(run.config))]
+        return run.script, [(value is not None, value) for value in values]
 
-    unique = {(run.config, run.source): run for run in sorted(runs, key=in_order, reverse=True)}
+    def setting(run):
+        return run.script, run.config.setting(), run.source
+
+    unique = {(run.config, run.source): run for run in sorted(runs, key=in_order)}.values()
+    whole = {setting(run) for run in unique if len(run.history) >= REPORT_EPOCHS}
     ended, unfinished = [], []
-    for run in reversed(unique.values()):
-        (ended if len(run.history) >= REPORT_EPOCHS or run.record.diverged else unfinished).append(run)
+    for run in unique:
+        belongs = len(run.history) >= REPORT_EPOCHS or (run.record.diverged and setting(run) in whole)
+        (ended if belongs else unfinished).append(run)
     return group_by_setting(ended) + group_by_setting(unfinished)
 
 
@@ -1208,6 +1236,14 @@ def colours_of(groups):
     return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(groups)))
 
 
+def scale_errors(axes, is_error):
+    """Let an axes of errors in percent be logarithmic, with plain numbers at its ticks."""
+    if is_error:
+        axes.set_yscale("log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+
 def draw_epochs(axes, groups, column="test_accuracy"):
     """Draw a column of metrics.csv by epoch for each group: the mean over seeds in a band that spans them.
 
@@ -1220,7 +1256,7 @@ def draw_epochs(axes, groups, column="test_accuracy"):
         np.array([line for line in each if len(line) == epochs_of(group)])
         for each, group in zip(lines, groups, strict=True)
     ]
-    is_error = "accuracy" in column and max(values[:, -1].mean() for values in lines if len(values)) > 90
+    is_error = "accuracy" in column and max((values[:, -1].mean() for values in lines if len(values)), default=0) > 90
     for group, label, colour, values in zip(groups, labels_of(groups)[0], colours_of(groups), lines, strict=True):
         if not len(values):
             continue
@@ -1233,7 +1269,7 @@ def draw_epochs(axes, groups, column="test_accuracy"):
             axes.plot(REPORT_EPOCHS, mark, "x", color=colour, markersize=7, markeredgewidth=2)
     words = column.replace("_", " ")
     axes.set(xlabel="epoch", ylabel=words.replace("accuracy", "error in %" if is_error else "accuracy in %"))
-    axes.set_yscale("log" if is_error else "linear")
+    scale_errors(axes, is_error)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3, which="both")
 
@@ -1293,7 +1329,7 @@ def draw_against(name, groups):
                 axes.plot(place, 100 - reported.accuracy if is_error else reported.accuracy, "kx")
         axes.set_xticks(range(len(family)), [number_text(getattr(group[0].config, name)) for group in family])
         axes.set(title=labels_of(family)[1], ylabel="test error in %" if is_error else "test accuracy in %")
-        axes.set_yscale("log" if is_error else "linear")
+        scale_errors(axes, is_error)
         axes.set_xlabel(name.replace("_", " ").replace("lr", "learning rate"))
         axes.margins(x=0.2)
         axes.grid(axis="y", alpha=0.3, which="both")
@@ -1322,7 +1358,11 @@ def against_optimizer(groups):
 @comparison("results")
 def results(groups):
     """Write results.csv and results.md: the Summary of each setting after the report's epochs."""
-    rows = [summarise(group, epochs_of(group), REPORT).row() for group in groups]
+    rows = []
+    for group in groups:
+        summary, epochs = summarise(group, epochs_of(group), REPORT), epochs_of(group)
+        note = "" if epochs == REPORT_EPOCHS else f", only {epochs} epochs"
+        rows.append(summary._replace(setting=summary.setting + note).row())
     alignment = ["---"] + ["---:"] * (len(Summary.COLUMNS) - 1)
     lines = [f"| {' | '.join(row)} |" for row in (Summary.COLUMNS, alignment, *rows)]
     head = f"# Results\n\nTest accuracy in % after epoch {REPORT_EPOCHS}: mean and standard deviation over seeds.\n\n"
@@ -1341,7 +1381,9 @@ class Measurement(NamedTuple):
 
 MEASUREMENTS = {
     "gradients": Measurement(RNN, measure_gradients, GRADIENTS, is_whole_gradients),
-    "gabor": Measurement(CNN, measure_gabor, GABOR, lambda rows: {row["kernels"] for row in rows} == set(KERNELS)),
+    "gabor": Measurement(
+        CNN, lambda run: gabor_table(fit_run(run)), GABOR, lambda rows: {row["kernels"] for row in rows} == set(KERNELS)
+    ),
 }
 
 
@@ -1357,7 +1399,7 @@ def measured_groups(groups, name):
     """
     found = []
     for group in groups:
-        if group[0].script == MEASUREMENTS[name].script:
+        if group[0].kind == MEASUREMENTS[name].script:
             for run in filter(lambda run: run.has_checkpoint, group):
                 save(name, {f"{name}.csv": MEASUREMENTS[name].measure(run)}, run.folder / "figures")
             tables = [rows for run in group if (rows := read_measured(run, name))]
@@ -1601,7 +1643,7 @@ CLAIMS = [
         "The CNN's first kernels resemble Gabor functions, better than the same kernels with their pixels shuffled.",
         [
             pair(
-                cnn(gabor_r2("trained"), f"median R² of the kernels trained at {lr:g}", lr=lr),
+                cnn(gabor_r2("trained"), f"median R² of the kernels trained at {number_text(lr)}", lr=lr),
                 cnn(gabor_r2("shuffled"), "with their pixels shuffled", lr=lr),
                 form="{:.3f}",
             )
@@ -1624,26 +1666,45 @@ CLAIMS = [
 ]
 
 
-def figures_by_seed(side, settings):
-    """Return what a Side's measure gives for each run, by seed (None: it diverged, or was not measured)."""
-    return {run.config.seed: side.measure(run) for run in settings.get(side.config.setting(), [])}
+class Settled(NamedTuple):
+    """A Part settled: what was measured in words, the difference of means and its p (None: no test), the verdict."""
+
+    words: str
+    difference: float | None
+    p: float | None
+    verdict: str
 
 
 def settle(part, settings):
-    """Return (what was measured in words, difference, p, verdict) of a Part; settings: the runs by setting."""
-    sides = [figures_by_seed(side, settings) for side in (part.this, part.that)]
-    if part.paired:
-        common = sides[0].keys() & sides[1].keys()
-        sides = [{seed: values[seed] for seed in sorted(common)} for values in sides]
-    said = [span(side, values, part.form) for side, values in zip((part.this, part.that), sides, strict=True)]
+    """Return a Part Settled; settings: the runs, a list by setting. Without a verdict where a seed diverged."""
+    groups = [settings.get(side.config.setting(), []) for side in (part.this, part.that)]
+    measured = [
+        {run.config.seed: None if run.test_accuracy() is None else side.measure(run) for run in group}
+        for side, group in zip((part.this, part.that), groups, strict=True)
+    ]
+    lost = {seed for values in measured for seed, value in values.items() if value is None}
+    if part.paired:  # seeds without a figure stay, to be named
+        shared = measured[0].keys() & measured[1]
+        measured = [{n: value for n, value in sorted(each.items()) if n in shared | lost} for each in measured]
+    said = [span(side, values, part.form) for side, values in zip((part.this, part.that), measured, strict=True)]
     relation = f"similar within {part.margin:g} to" if part.test is settle_similar else "against"
     words = f"{said[0]} {relation} {said[1]}{', pairs' * part.paired}"
-    figures = [list(values.values()) for values in sides]
-    if not all(figures) or None in figures[0] + figures[1]:
-        return words, "", "", UNDECIDED
+    left_out = lost if part.paired else set()
+    known = [[value for seed, value in values.items() if seed not in left_out] for values in measured]
+    figures = [[value for value in values if value is not None] for values in known]
+    diverged = any(run.test_accuracy() is None for group in groups for run in group)
+    if diverged or not all(figures):
+        return Settled(words, None, None, UNDECIDED)
     p, verdict = part.test(*figures, part.paired, part.margin)
-    difference = part.form.format(np.mean(figures[0]) - np.mean(figures[1]))
-    return words, difference if difference.startswith("-") else f"+{difference}", f"{p:.4f}", verdict
+    return Settled(words, float(np.mean(figures[0]) - np.mean(figures[1])), p, verdict)
+
+
+def difference_text(settled, form):
+    return "" if settled.difference is None else f"{'+' * (settled.difference >= 0)}{form.format(settled.difference)}"
+
+
+def p_text(settled):
+    return "" if settled.p is None else "< 0.0001" if settled.p < 1e-4 else f"{settled.p:.4f}"
 
 
 def span(side, values, form):
@@ -1679,14 +1740,23 @@ def claims(groups):
     """Write claims.md: each claim, what was measured, difference, p, and the verdict."""
     real = [group for group in groups if not group[0].source and epochs_of(group) == REPORT_EPOCHS]
     settings = {group[0].config.setting(): group for group in real}
-    overview, details = ["| | claim | verdict |", "|---:|---|---|"], []
+    overview, details = ["| | claim | verdict | differences | p |", "|---:|---|---|---:|---:|"], []
     for claim in CLAIMS:
         settled = [settle(part, settings) for part in claim.parts]
-        verdict = verdict_of([row[-1] for row in settled])
-        overview.append(f"| {claim.number} | {claim.sentence} | {verdict} |")
-        rows = [" | ".join(("", *row, "")).strip() for row in (("part", "difference", "p", "verdict"), *settled)]
-        rows.insert(1, "|---|---:|---:|---|")
-        details += [f"## {claim.number}. {claim.sentence}", "\n".join(rows), f"**Verdict: {verdict}.**"]
+        verdict = verdict_of([row.verdict for row in settled])
+        cells = [(difference_text(row, part.form), p_text(row)) for row, part in zip(settled, claim.parts, strict=True)]
+        known = [place for place, row in enumerate(settled) if row.difference is not None]
+        order = sorted(known, key=lambda place: settled[place].difference)
+        texts = [", ".join(filter(None, column)) for column in zip(*cells, strict=True)]
+        if len(order) > 4:
+            worst = max(settled, key=lambda row: row.p or 0.0)
+            texts = [f"{cells[order[0]][0]} to {cells[order[-1]][0]}", f"up to {p_text(worst)}".replace("up to <", "<")]
+        overview.append(f"| {claim.number} | {claim.sentence} | {verdict} | {' | '.join(texts)} |")
+        rows = [
+            f"| {row.words} | {' | '.join(texts)} | {row.verdict} |" for row, texts in zip(settled, cells, strict=True)
+        ]
+        table = "\n".join(["| part | difference | p | verdict |", "|---|---:|---:|---|", *rows])
+        details += [f"## {claim.number}. {claim.sentence}", table, f"**Verdict: {verdict}.**"]
     return {"claims.md": "\n\n".join(["# The claims", RULE, "\n".join(overview), *details]) + "\n"}
 
 
@@ -1702,7 +1772,7 @@ def first_lines(drawings):
 
 def visualize_run(run, names, output_dir):
     """Draw a run's figures, by default all that its kind of network has."""
-    fitting = [name for name, drawing in FIGURES.items() if drawing.fits in (None, run.script)]
+    fitting = [name for name, drawing in FIGURES.items() if drawing.fits in (None, run.kind)]
     for name in names or []:
         if name not in FIGURES:
             raise InputError(f"the figure {name} compares several runs; name more of them, or a folder of runs")
@@ -1710,8 +1780,7 @@ def visualize_run(run, names, output_dir):
             raise InputError(
                 f"{run.folder} is a run of {run.script}.py and has no figure {name}; it has {', '.join(fitting)}"
             )
-    if not run.history:
-        raise InputError(f"{run.folder} has finished no epoch; train it with {run.config.command()}")
+    run.check_trained()
     if run.source:
         print(synthetic_notice(run.config.dataset))
     chosen = dict.fromkeys(names or fitting)
@@ -1726,6 +1795,9 @@ def compare_runs(runs, names, output_dir):
     unfit = [name for name in names or [] if name not in COMPARISONS]
     if unfit:
         raise InputError(f"the figure {unfit[0]} takes a single run; several are compared by {', '.join(COMPARISONS)}")
+    for run in runs:
+        if not run.record.diverged:
+            run.check_trained()
     groups = group_runs(runs)
     for name in tqdm(dict.fromkeys(names or COMPARISONS), unit="figure", leave=False, disable=None):
         made = COMPARISONS[name](groups)

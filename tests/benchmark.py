@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -102,9 +103,9 @@ def matrix_product_rate(dtype, size=2048):
 
 def lenet5_floor(precision, images=50_000):
     """Return the seconds that an epoch's multiply-adds take at the rate of a matrix product."""
-    model = cnn_cifar10.LeNet5()
+    model = cnn_cifar10.LeNet5(cnn_cifar10.Config())
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 1, 32, 32))
+        model(torch.zeros(1, 32, 32))
     operations = 3 * images * counter.get_total_flops()
     return operations / matrix_product_rate(torch.bfloat16 if precision == "bf16" else torch.float32)
 
@@ -125,7 +126,7 @@ def cnn(repeats):
 
 
 def usual_digits():
-    normalise = transforms.Normalize((utils.MNIST_MEAN,), (utils.MNIST_STD,))
+    normalise = transforms.Normalize((rnn_mnist.MNIST_MEAN,), (rnn_mnist.MNIST_STD,))
     return datasets.MNIST(ROOT / "data", train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
 
 
@@ -142,9 +143,9 @@ def rnn(repeats):
 def report(repeats):
     """Time rnn_mnist.py --report under torchrun, once, and the same experiments one after the other as usual."""
     images, usual = usual_digits(), 0
-    for row in rnn_mnist.EXPERIMENTS:
-        model = UsualReader(rnn_mnist.CELLS[row.settings["cell"]], row.settings["hidden_size"])
-        usual += utils.REPORT_EPOCHS * next(usual_epochs(images, 64, 0, model, row.settings["lr"]))
+    for config in (row.config for row in rnn_mnist.REPORT):
+        model = UsualReader(rnn_mnist.CELLS[config.cell], config.hidden_size)
+        usual += utils.REPORT_EPOCHS * next(usual_epochs(images, 64, 0, model, config.lr))
     with tempfile.TemporaryDirectory() as folder:
         flags = ("rnn_mnist.py", "--report", "--data", "real", "--runs-dir", folder)
         suite, _ = run_script("-m", "torch.distributed.run", "--nproc-per-node=2", *flags)
@@ -246,14 +247,14 @@ def logging(repeats):
         flags = ["cnn_cifar10.py", "--data", "real", "--epochs", str(repeats), "--runs-dir", folder]
         with (
             mock.patch.object(sys, "argv", flags),
-            mock.patch.object(utils.Run, "start", timed(utils.Run.start)),
-            mock.patch.object(utils.Run, "record", timed(utils.Run.record)),
-            mock.patch.object(utils.Run, "__exit__", timed(utils.Run.__exit__)),
+            mock.patch.object(utils.Run, "take_up", timed(utils.Run.take_up)),
+            mock.patch.object(utils.Run, "finish", timed(utils.Run.finish)),
             mock.patch.object(cnn_cifar10, "log_convolutions", timed(cnn_cifar10.log_convolutions)),
+            suppress(SystemExit),
         ):
             start = time.perf_counter()
-            cnn_cifar10.main()
-            whole = time.perf_counter() - start
+            utils.main(cnn_cifar10.Config, cnn_cifar10.train, cnn_cifar10.REPORT)
+        whole = time.perf_counter() - start
     print(
         f"TensorBoard, checkpoints, snapshots and metrics: {100 * sum(keeping) / whole:.1f} % of {repeats} CNN epochs"
     )

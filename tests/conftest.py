@@ -1,9 +1,17 @@
 import csv
+import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import warnings
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -11,10 +19,13 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import cnn_cifar10  # noqa: E402
+import rnn_mnist  # noqa: E402
 import utils  # noqa: E402
 
 EPOCHS = 2  # of the runs that many tests look at
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
+CONFIGS = {"cnn_cifar10": cnn_cifar10.Config, "rnn_mnist": rnn_mnist.Config}
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +36,69 @@ def real_data():
     return ROOT / "data"
 
 
+# Calling the scripts
+
+
 def run_command(*command, **options):
     """Run a script as a user does; return its CompletedProcess with stdout and stderr as text."""
     arguments = [sys.executable, *map(str, command)]
     options = {"capture_output": True, "timeout": 170, **options}
     return subprocess.run(arguments, cwd=ROOT, text=True, env={**os.environ, "PYTHONWARNINGS": "default"}, **options)
+
+
+@contextmanager
+def nothing_left_behind():
+    """Restore what a script sets for its whole process: signal handlers, logging, warnings."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers, level = [signal.getsignal(number) for number in numbers], logging.root.manager.disable
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        logging.disable(level)
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a script as its command line would; returns (exit status, standard output, standard error)."""
+
+    def run_main(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        is_training = hasattr(script, "train")
+        main = partial(utils.main, script.Config, script.train, script.REPORT) if is_training else script.main
+        with nothing_left_behind(), pytest.raises(SystemExit) as ended:
+            main()
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
+
+    return run_main
+
+
+@pytest.fixture
+def requested(monkeypatch):
+    """Return the experiments, a list of Config, that a script's command line asks for."""
+
+    def parse(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        return utils.parse_experiments(script.Config, script.REPORT, utils.experiment_parser(script.Config, ""))[1]
+
+    return parse
+
+
+def train_here(script, runs_dir, data, config, epochs=2, precision="fp32"):
+    """Train an experiment in this process as its script does; return the run's folder."""
+    args = SimpleNamespace(
+        device="cpu", precision=precision, epochs=epochs, data_dir="data", threads=1, fresh=False, runs_dir=runs_dir
+    )
+    folder = utils.run_folder(runs_dir, config, data.source)
+    with utils.opened_run(folder, config, args, data.source) as run:
+        utils.train_run(run, script.train, data, alone=True)
+    return folder
+
+
+# Looking into a run's folder
 
 
 def read_rows(folder):
@@ -38,8 +107,12 @@ def read_rows(folder):
         return list(csv.DictReader(file))
 
 
+def but_seconds(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
 def rows_but_seconds(folder):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_rows(folder)]
+    return but_seconds(read_rows(folder))
 
 
 def read_points(folder):
@@ -48,6 +121,40 @@ def read_points(folder):
     events = (event for path in files for event in LegacyEventFileLoader(str(path)).Load())
     values = ((event.step, value) for event in events for value in event.summary.value)
     return [(value.tag, step, value.simple_value) for step, value in values if value.tag in utils.TENSORBOARD_TAGS]
+
+
+def read_files(folder):
+    """Return the bytes of every file below a folder but the lock, by path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def trained_state(folder):
+    """Return all that a run's training depends on or led to: metrics but seconds, weights, moments, random numbers."""
+    checkpoint = utils.read_checkpoint(folder, CONFIGS)
+    return [but_seconds(checkpoint["history"]), checkpoint["state"], checkpoint["random"]]
+
+
+def same(one, other):
+    """Whether two nested structures of tensors and plain values are equal to the last bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def assert_refused(outcome, words):
+    status, _, error = outcome
+    assert status == 2
+    assert words in error
+    assert error.count("\n") == 1
+
+
+# Runs and data
 
 
 @pytest.fixture(scope="session")
@@ -59,36 +166,115 @@ def runs_dir(tmp_path_factory):
 def cnn_run(runs_dir):
     """The default CNN experiment on embedded data: (completed process, run folder)."""
     done = run_command("cnn_cifar10.py", "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir)
-    return done, runs_dir / "cnn_cifar10" / "synthetic_cifar10_adam_lr0.0001_batch128_seed0"
+    return done, runs_dir / "cnn_cifar10" / "synthetic_adam_lr1e-4_seed0"
 
 
 @pytest.fixture(scope="session")
 def rnn_run(runs_dir):
     """The default RNN experiment on embedded data: (completed process, run folder)."""
     done = run_command("rnn_mnist.py", "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir)
-    return done, runs_dir / "rnn_mnist" / "synthetic_mnist_rnn_hidden30_adam_lr0.001_batch64_seed0"
+    return done, runs_dir / "rnn_mnist" / "synthetic_rnn30_adam_lr1e-3_seed0"
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Call a script's main as its command line would; returns (exit status, standard output, standard error)."""
+def copied_run(rnn_run, tmp_path):
+    folder = tmp_path / "rnn_mnist" / rnn_run[1].name
+    shutil.copytree(rnn_run[1], folder)
+    return folder
 
-    def run_main(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            utils.run_script(script.main)
-        output = capsys.readouterr()
-        return ended.value.code, output.out, output.err
 
-    return run_main
+@pytest.fixture(scope="session")
+def digits():
+    """The whole embedded set in place of MNIST."""
+    return utils.synthetic_digits()
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """The whole embedded set in place of CIFAR-10."""
+    return utils.synthetic_pictures()
+
+
+def first_images(split, count):
+    return utils.Split(*(tensor[:count] for tensor in split))
+
+
+def made_small(make, train, test):
+    """Return an embedded set of fewer images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "SYNTHETIC_TRAIN", train)
+        patch.setattr(utils, "SYNTHETIC_TEST", test)
+        return make()
 
 
 @pytest.fixture(scope="session")
 def tiny_digits():
     """A synthetic MNIST small enough to train on in a moment."""
-    whole = utils.synthetic_digits()
-    pieces = {"train_images": 640, "train_labels": 640, "test_images": 200, "test_labels": 200}
-    return whole._replace(**{field: getattr(whole, field)[:count] for field, count in pieces.items()})
+    return made_small(utils.synthetic_digits, 640, 200)
+
+
+@pytest.fixture(scope="session")
+def tiny_pictures():
+    """A synthetic CIFAR-10 small enough to train on in a moment."""
+    return made_small(utils.synthetic_pictures, 320, 100)
+
+
+@pytest.fixture
+def tiny_data(tiny_digits, tiny_pictures, monkeypatch):
+    """Let the embedded sets be small; returns them by script."""
+    monkeypatch.setattr(utils, "synthetic_digits", lambda: tiny_digits)
+    monkeypatch.setattr(utils, "synthetic_pictures", lambda: tiny_pictures)
+    return {rnn_mnist: tiny_digits, cnn_cifar10: tiny_pictures}
+
+
+def noise_digits(images=1280):
+    """A synthetic MNIST of noise; nothing here starts a thread, so that a process that made it can be forked."""
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(256, size=(images + 100, 28, 28), dtype=np.uint8))
+    labels = torch.from_numpy(rng.integers(10, size=images + 100))
+    splits = (utils.Split(pixels[part], labels[part]) for part in (slice(images), slice(images, None)))
+    return utils.Dataset("mnist", "synthetic", utils.DIGITS, *splits)
+
+
+NOISE_NAME = "synthetic_gru8_adam_lr0.01_seed0"
+NOISE_FLAGS = "--data synthetic --device cpu --cell gru --hidden-size 8 --lr 0.01 --epochs 4"
+
+
+@pytest.fixture
+def train_on_noise(call, tmp_path, monkeypatch):
+    """Call rnn_mnist.py on a little noise; returns (exit status, standard output, standard error)."""
+    monkeypatch.setattr(utils, "synthetic_digits", lambda: noise_digits(320))
+    return lambda *flags, runs_dir=tmp_path: call(rnn_mnist, *NOISE_FLAGS.split(), "--runs-dir", runs_dir, *flags)
+
+
+@pytest.fixture(scope="session")
+def noise_run(tmp_path_factory):
+    """A run of one epoch on the same little noise."""
+    config = rnn_mnist.Config(cell="gru", hidden_size=8, lr=0.01)
+    return train_here(rnn_mnist, tmp_path_factory.mktemp("noise"), noise_digits(320), config, epochs=1)
+
+
+@pytest.fixture
+def finished_run(noise_run, tmp_path):
+    folder = tmp_path / "finished" / "rnn_mnist" / NOISE_NAME
+    shutil.copytree(noise_run, folder)
+    return folder
+
+
+def random_config(rng, config_class, most=None):
+    """Return a valid Config at random; most: the largest whole number by setting, where it is to be small."""
+
+    def value(one):
+        if rng.random() < 0.3:
+            return one.default
+        if one.choices:
+            return rng.choice(list(one.choices))
+        if one.kind is int:
+            return rng.randint(one.minimum, (most or {}).get(one.name, one.maximum))
+        return 10 ** rng.uniform(-6, -2) if one.above == 0 else rng.uniform(one.minimum, one.below or one.maximum)
+
+    settings = utils.settings_of(config_class)
+    return config_class(**utils.without_unfit(settings, {one.name: value(one) for one in settings}))
 
 
 @pytest.fixture(autouse=True)

@@ -8,18 +8,21 @@ import socket
 import tarfile
 import threading
 import time
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import same
 from PIL import Image
+from torch import nn
 from torchvision import datasets, transforms
 
+import cnn_cifar10
+import rnn_mnist
 import utils
-from cnn_cifar10 import LeNet5
-from rnn_mnist import RowReader
 
 TO_CNN_INPUT = transforms.Compose([transforms.Grayscale(), transforms.ToTensor()])
 TO_RNN_INPUT = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
@@ -32,27 +35,31 @@ def test_gray_is_bit_equal_to_pil_on_every_kind_of_colour():
     assert np.array_equal(utils.rgb_to_gray(images), expected)
 
 
+def inputs_of_lenet5(images):
+    """Return what the first layer of LeNet-5 gets to see."""
+    model = cnn_cifar10.LeNet5(cnn_cifar10.Config())
+    model.layers = nn.Sequential(OrderedDict(first=nn.Identity()))
+    return model.outputs(images)["first"]
+
+
 def test_real_cifar10_equals_torchvisions_transforms_pixel_by_pixel(real_data):
-    data, model = utils.load_data("cifar10", "real", real_data), LeNet5()
+    data = utils.load_data("cifar10", "real", real_data)
     assert data.source == "real"
     assert data.classes[3] == "cat"
-    for is_train, images, labels in (
-        (True, data.train_images, data.train_labels),
-        (False, data.test_images, data.test_labels),
-    ):
+    for is_train, split in ((True, data.train), (False, data.test)):
         usual = datasets.CIFAR10(real_data, train=is_train)
-        assert len(images) == len(usual)
-        assert labels.tolist() == usual.targets
-        inputs = model.prepare(images)
+        assert len(split.images) == len(usual)
+        assert split.labels.tolist() == usual.targets
+        inputs = inputs_of_lenet5(split.images)
         assert all(torch.equal(inputs[i], TO_CNN_INPUT(usual[i][0])) for i in range(0, len(usual), 7))
 
 
 def test_real_mnist_equals_torchvisions_transforms_pixel_by_pixel(real_data):
-    data, model = utils.load_data("mnist", "real", real_data), RowReader()
+    data, model = utils.load_data("mnist", "real", real_data), rnn_mnist.RowReader(rnn_mnist.Config())
     usual = datasets.MNIST(real_data, train=False)
-    assert torch.equal(data.test_labels, usual.targets)
-    assert data.train_images.shape == (60_000, 28, 28)
-    inputs = model.prepare(data.test_images)
+    assert torch.equal(data.test.labels, usual.targets)
+    assert data.train.images.shape == (60_000, 28, 28)
+    inputs = model.rows(data.test.images)
     assert all(torch.equal(inputs[i], TO_RNN_INPUT(usual[i][0])[0]) for i in range(len(usual)))
 
 
@@ -105,7 +112,7 @@ def test_what_is_missing_is_downloaded(real_data, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(shop / "cifar-10-python.tar.gz"))
     for name in ("mnist", "cifar10"):
         downloaded, kept = utils.load_data(name, "real", home), utils.load_data(name, "real", real_data)
-        assert all(torch.equal(a, b) for a, b in zip(downloaded[3:], kept[3:], strict=True))
+        assert same(downloaded, kept)
     server.shutdown()
 
 
@@ -141,37 +148,68 @@ def test_one_process_downloads_and_all_that_wait_agree(tiny_digits, tmp_path, mo
 
     monkeypatch.setattr(utils, "_download", fail_slowly)
     monkeypatch.setattr(utils, "synthetic_digits", lambda: tiny_digits)
+    folder = tmp_path / "data"
     with ThreadPoolExecutor(3) as pool:
-        sets = list(pool.map(lambda _: utils.load_data("mnist", "auto", tmp_path), range(3)))
+        sets = list(pool.map(lambda _: utils.load_data("mnist", "auto", folder), range(3)))
     assert [data.source for data in sets] == ["synthetic"] * 3
     assert len(attempts) == 1
-    monkeypatch.setattr(utils, "STARTED", time.time() + 1)  # a later command tries again
-    utils.load_data("mnist", "auto", tmp_path)
-    assert len(attempts) == 2
+    utils.load_data("mnist", "auto", folder)
+    assert len(attempts) == 2, "a later command tries again"
 
 
-@pytest.mark.parametrize(("make", "size"), [(utils.synthetic_pictures, 32), (utils.synthetic_digits, 28)])
-def test_embedded_sets_are_complete_balanced_and_the_same_every_time(make, size):
-    data, again = make(), make()
-    assert data.train_images.shape == (10_000, size, size)
-    assert data.test_images.shape == (2_000, size, size)
-    assert data.train_images.dtype == torch.uint8
-    assert all(torch.equal(a, b) for a, b in zip(data[3:], again[3:], strict=True))
-    assert torch.bincount(data.train_labels, minlength=10).min() > 850
+@pytest.fixture
+def _no_network(monkeypatch):
+    def fail(dataset_class, data_dir):
+        if dataset_class is datasets.MNIST:  # torchvision makes this folder first
+            (data_dir / "MNIST" / "raw").mkdir(parents=True)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(utils, "_download", fail)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("folder", ["data", "a/b/data"])
+@pytest.mark.usefixtures("_no_network")
+def test_an_attempt_without_network_leaves_nothing_behind(name, folder, tmp_path):
+    with pytest.raises(utils.InputError, match=r"cannot be downloaded \(no route to host\)"):
+        utils.load_data(name, "real", tmp_path / folder)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_an_attempt_without_network_deletes_nothing_that_was_there(tmp_path):
+    (tmp_path / "mine" / "empty").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(utils.InputError, match="cannot be downloaded"):
+        utils.load_data("mnist", "real", tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"mine", "empty", "file"}
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "size"), [("pictures", utils.synthetic_pictures, 32), ("digits", utils.synthetic_digits, 28)]
+)
+def test_embedded_sets_are_complete_balanced_and_the_same_every_time(name, make, size, request):
+    data, again = request.getfixturevalue(name), make()
+    assert data.train.images.shape == (10_000, size, size)
+    assert data.test.images.shape == (2_000, size, size)
+    assert data.train.images.dtype == torch.uint8
+    assert same(data, again)
+    assert torch.bincount(data.train.labels, minlength=10).min() > 850
     assert len(data.classes) == 10
-    assert not torch.equal(data.train_images[:2000], data.test_images)
+    assert not torch.equal(data.train.images[:2000], data.test.images)
 
 
-def test_embedded_pictures_cannot_be_told_apart_by_brightness():
-    data = utils.synthetic_pictures()
-    brightness = data.train_images.float().mean((1, 2))
-    means = torch.stack([brightness[data.train_labels == label].mean() for label in range(10)])
+def test_embedded_pictures_cannot_be_told_apart_by_brightness(pictures):
+    images, labels = pictures.train
+    brightness = images.float().mean((1, 2))
+    means = torch.stack([brightness[labels == label].mean() for label in range(10)])
     assert means.max() - means.min() < brightness.std()
 
 
-def test_embedded_digits_are_upright_ink_on_dark_ground():
-    data = utils.synthetic_digits()
-    average = torch.stack([data.train_images[data.train_labels == digit].float().mean(0) for digit in range(10)])
+def test_embedded_digits_are_upright_ink_on_dark_ground(digits):
+    images, labels = digits.train
+    average = torch.stack([images[labels == digit].float().mean(0) for digit in range(10)])
     one, zero, seven = average[1], average[0], average[7]
     assert one[14, 12:16].max() > 2 * one[14, :8].max(), "a one is a vertical stroke in the middle"
     assert zero[12:16, 13:15].mean() < 0.5 * zero[12:16, 8:11].mean(), "a zero is hollow"

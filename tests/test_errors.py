@@ -1,25 +1,30 @@
 """What a user can get wrong ends with the right status and one helpful line, and costs nothing."""
 
+import logging
 import os
 import pickle
+import re
 import shlex
-import shutil
+import signal
+import warnings
 
 import pytest
 import torch
-from conftest import run_command
+from conftest import CONFIGS, assert_refused, read_files, run_command
 
 import cnn_cifar10
 import rnn_mnist
 import utils
-import visualize
 
 
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
         (cnn_cifar10, "--cell gru", "unrecognized arguments: --cell gru"),
-        (cnn_cifar10, "--epoch 3", "unrecognized arguments: --epoch"),
+        (cnn_cifar10, "--epoch 3", "unrecognized arguments: --epoch 3; did you mean --epochs?"),
+        (rnn_mnist, "--seeds 0 1", "unrecognized arguments: --seeds 0 1; did you mean --seed?"),
+        (rnn_mnist, "--hiden-size=5", "unrecognized arguments: --hiden-size=5; did you mean --hidden-size?"),
+        (rnn_mnist, "--precision fp32", "unrecognized arguments: --precision fp32"),
         (cnn_cifar10, "--optimizer adagrad", "'adagrad'"),
         (cnn_cifar10, "--dataset imagenet", "'imagenet'"),
         (cnn_cifar10, "--data none", "'none'"),
@@ -36,7 +41,8 @@ import visualize
         (cnn_cifar10, "--batch-size -8", "'-8' is not a whole number from 1"),
         (cnn_cifar10, "--seed -1", "'-1' is not a whole number from 0"),
         (cnn_cifar10, "--optimizer sgd --momentum 1", "'1' is not a number from 0 to below 1"),
-        (cnn_cifar10, "--momentum 0.9", "needs --optimizer sgd"),
+        (cnn_cifar10, "--momentum 0.9", "argument --momentum: 0.9 needs --optimizer sgd"),
+        (cnn_cifar10, "--momentum 0.9 0", "argument --momentum: 0.9 needs --optimizer sgd"),
         (rnn_mnist, "--cell transformer", "'transformer'"),
         (rnn_mnist, "--hidden-size 0", "'0' is not a whole number from 1"),
         (rnn_mnist, "--hidden-size 1000000000", "'1000000000' is not a whole number from 1"),
@@ -62,12 +68,6 @@ import visualize
         (rnn_mnist, "--cell rnn elman", "'elman'"),
         (rnn_mnist, "--hidden-size 5 4097", "'4097' is not a whole number from 1 to 4096"),
         (rnn_mnist, "--hidden-size ten", "'ten' is not a whole number from 1"),
-        (visualize, "", "required: RUN"),
-        (visualize, "--figures", "expected at least one argument"),
-        (visualize, "''", "'' is not the name of a folder"),
-        (visualize, "one two", "one is not a folder"),
-        (visualize, "nowhere", "nowhere is not a folder"),
-        (visualize, "nowhere --figures heatmap", "'heatmap'"),
     ],
 )
 def test_an_unusable_command_line_ends_with_status_2_and_one_line(call, script, flags, words):
@@ -78,6 +78,7 @@ def test_an_unusable_command_line_ends_with_status_2_and_one_line(call, script, 
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
+@pytest.mark.usefixtures("tiny_data")
 def test_a_device_that_is_not_there(call, tmp_path, device):
     if getattr(torch, device).is_available():
         pytest.skip(f"this machine has {device}")
@@ -86,6 +87,7 @@ def test_a_device_that_is_not_there(call, tmp_path, device):
     assert f"the device {device} is not there; use --device cpu" in error
 
 
+@pytest.mark.usefixtures("tiny_data")
 def test_folders_that_cannot_be_written(call, tmp_path):
     (tmp_path / "file").write_text("mine")
     status, _, error = call(rnn_mnist, "--data", "synthetic", "--runs-dir", tmp_path / "file")
@@ -110,36 +112,17 @@ def test_a_full_disk_ends_with_status_1():
 
 
 @pytest.fixture
-def copied_run(rnn_run, tmp_path):
-    folder = tmp_path / "rnn_mnist" / rnn_run[1].name
-    shutil.copytree(rnn_run[1], folder)
-    return folder
+def retrain(call, copied_run, tiny_data):
+    """Ask for more epochs of a finished run than it has; returns (exit status, standard output, standard error)."""
+    return lambda: call(rnn_mnist, "--data", "synthetic", "--runs-dir", copied_run.parents[1], "--epochs", 3)
 
 
-def retrain(call, folder):
-    return call(rnn_mnist, "--data", "synthetic", "--runs-dir", folder.parents[1], "--epochs", 11)
-
-
-def assert_refused(outcome, words):
-    status, _, error = outcome
-    assert status == 2
-    assert words in error
-    assert error.count("\n") == 1
-
-
-def test_a_run_folder_without_checkpoint(call, copied_run):
-    (copied_run / "checkpoint.pt").unlink()
-    assert_refused(call(visualize, copied_run), "holds no checkpoint.pt; train the run first")
-    assert call(visualize, copied_run, "--figures", "curves")[0] == 0
-
-
-def test_a_truncated_checkpoint_is_refused_and_left_alone(call, copied_run):
+def test_a_truncated_checkpoint_is_refused_and_left_alone(retrain, copied_run):
     path = copied_run / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-1000])
-    before = {file: file.read_bytes() for file in copied_run.iterdir() if file.is_file()}
-    for outcome in (call(visualize, copied_run), retrain(call, copied_run)):
-        assert_refused(outcome, "checkpoint.pt is damaged or not of this project")
-    assert {file: file.read_bytes() for file in copied_run.iterdir() if file.is_file()} == before
+    before = read_files(copied_run)
+    assert_refused(retrain(), "checkpoint.pt is damaged or not of this project")
+    assert read_files(copied_run) == before
 
 
 class Intruder:
@@ -150,80 +133,60 @@ class Intruder:
         return os.mkdir, (self.path,)
 
 
-def test_a_foreign_checkpoint_is_refused_and_its_code_is_not_run(call, copied_run, tmp_path):
+def test_a_foreign_checkpoint_is_refused_and_its_code_is_not_run(retrain, copied_run, tmp_path):
     path = copied_run / "checkpoint.pt"
     path.write_bytes(pickle.dumps(Intruder(tmp_path / "intruder")))
-    assert_refused(call(visualize, copied_run), "is damaged or not of this project")
-    torch.save({"model": Intruder(tmp_path / "intruder")}, path)
-    assert_refused(call(visualize, copied_run), "is damaged or not of this project")
-    torch.save([1, 2, 3], path)
-    assert_refused(call(visualize, copied_run), "is damaged or not of this project")
+    assert_refused(retrain(), "is damaged or not of this project")
+    for content in ({"model": Intruder(tmp_path / "intruder")}, [1, 2, 3], {"state": 3}):
+        torch.save(content, path)
+        assert_refused(retrain(), "is damaged or not of this project")
     assert not (tmp_path / "intruder").exists()
 
 
-def test_a_checkpoint_of_another_network_is_refused(call, copied_run):
+def test_a_checkpoint_of_another_network_is_refused(retrain, copied_run):
     checkpoint = torch.load(copied_run / "checkpoint.pt", weights_only=True)
-    checkpoint["model"] = rnn_mnist.RowReader("gru", 12).state_dict()
+    checkpoint["state"]["model"] = rnn_mnist.RowReader(rnn_mnist.Config(cell="gru", hidden_size=12)).state_dict()
     torch.save(checkpoint, copied_run / "checkpoint.pt")
-    assert_refused(call(visualize, copied_run), "do not fit its settings")
-    assert_refused(retrain(call, copied_run), "do not fit its settings")
+    assert_refused(retrain(), "do not fit its settings")
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.csv"])
-@pytest.mark.parametrize("content", ["", "not what it was", '{"script": 3}', "epoch,train_loss\n1,2\n"])
-def test_damaged_run_files_are_named(call, copied_run, name, content):
-    (copied_run / name).write_text(content)
-    assert_refused(call(visualize, copied_run), str(copied_run / name))
+@pytest.mark.parametrize(("name", "read"), [("config.json", utils.read_record), ("metrics.csv", utils.read_metrics)])
+@pytest.mark.parametrize("content", ["", "not what it was", '{"script": 3}', "epoch,train_loss\n1,2\n", "x" * 200_000])
+def test_damaged_run_files_are_named_and_written_anew_from_the_checkpoint(retrain, copied_run, name, read, content):
+    path, configs = copied_run / name, (CONFIGS,) if name == "config.json" else ()
+    before = read(copied_run, *configs)
+    path.write_text(content)
+    with pytest.raises(utils.InputError) as refused:
+        read(copied_run, *configs)
+    assert str(path) in str(refused.value)
+    assert retrain()[0] == 0
+    after = read(copied_run, *configs)
+    assert after[:2] == before if name == "metrics.csv" else after.config == before.config
 
 
 @pytest.mark.parametrize("row", ["1,nan,1,1,1,1", "2,1,1,1,1,1", "1,1,1,1,1"])
-def test_metrics_that_no_run_can_have_are_refused(call, copied_run, row):
-    (copied_run / "metrics.csv").write_text(",".join(utils.METRICS) + f"\n{row}\n")
-    assert_refused(call(visualize, copied_run, "--figures", "curves"), "metrics.csv is missing, empty or damaged")
+def test_metrics_that_no_run_can_have_are_refused(tmp_path, row):
+    (tmp_path / "metrics.csv").write_text(",".join(utils.METRICS) + f"\n{row}\n")
+    with pytest.raises(utils.InputError, match=r"metrics.csv is empty or damaged"):
+        utils.read_metrics(tmp_path)
 
 
-GRADIENTS = ["step,state,untrained,trained", *(f"{step},hidden,1,1" for step in range(1, 29))]
-
-
-@pytest.mark.parametrize(
-    ("kind", "lines"),
-    [
-        ("gradients", GRADIENTS[:1]),
-        ("gradients", GRADIENTS[:-1]),
-        ("gradients", [*GRADIENTS[:-1], "28,hidden,0,0"]),
-        ("gradients", [*GRADIENTS[:-1], "28,hidden,inf,1"]),
-        ("gradients", [*GRADIENTS, "28,cell,1,1"]),
-        ("gradients", ["step", "1"]),
-        ("gabor", ["kernels,feature_map,r2,orientation_degrees,cycles_per_pixel", "trained,0,0.5,90,0.2"]),
-    ],
-)
-def test_damaged_tables_are_named(call, tmp_path, request, kind, lines):
-    _, folder = request.getfixturevalue("rnn_run" if kind == "gradients" else "cnn_run")
-    for name in ("one", "two"):
-        (tmp_path / name / "figures").mkdir(parents=True)
-        for file in ("config.json", "metrics.csv"):
-            shutil.copy(folder / file, tmp_path / name / file)
-    table = tmp_path / "one" / "figures" / f"{kind}.csv"
-    table.write_text("\n".join([*lines, ""]))
-    words = f"{table} is damaged; delete it, or write it anew with --figures {kind}"
-    assert_refused(call(visualize, tmp_path, "--figures", kind), words)
-
-
-def test_a_figure_that_the_network_does_not_have(call, copied_run):
-    assert_refused(
-        call(visualize, copied_run, "--figures", "filters"), "is a run of rnn_mnist.py and has no figure filters"
-    )
-    assert_refused(call(visualize, copied_run.parents[1], "--figures", "confusion"), "takes a single run")
-
-
-def test_a_folder_without_runs(call, tmp_path):
-    assert_refused(call(visualize, tmp_path), "holds no run")
-
-
-@pytest.mark.parametrize("script", ["cnn_cifar10.py", "rnn_mnist.py", "visualize.py"])
+@pytest.mark.parametrize("script", ["cnn_cifar10.py", "rnn_mnist.py"])
 def test_help_shows_every_flag_with_its_default(script):
     done = run_command(script, "--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    flags = [line for line in done.stdout.splitlines() if line.startswith("  --")]
-    assert len(flags) >= (2 if script == "visualize.py" else 12)
+    flags = dict(re.findall(r"^  --(\S+)(.*?)(?=^  -|\Z)", done.stdout, re.DOTALL | re.MULTILINE))
+    assert len(flags) >= 14
+    assert {name for name, text in flags.items() if "default:" not in text} == {"report", "fresh"}
+
+
+def test_calling_a_script_in_a_test_leaves_nothing_behind(call):
+    def state():
+        numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+        handlers = [signal.getsignal(number) for number in numbers if number]
+        return handlers, logging.root.manager.disable, list(warnings.filters)
+
+    before = state()
+    assert call(rnn_mnist, "--lr", "0")[0] == 2
+    assert state() == before

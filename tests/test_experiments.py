@@ -1,63 +1,56 @@
-"""Many experiments: grids, the reference report's list, several processes, and the comparison with its claims."""
+"""Many experiments: grids, the reference report's list, several processes, and the table at their end."""
 
-import csv
+import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CONFIGS, ROOT, read_rows
+from filelock import FileLock
 
 import cnn_cifar10
 import rnn_mnist
 import utils
-import visualize
 
 # What the flags ask for
 
 
-def requested(script, **flags):
-    given = {"report": False, "optimizer": ["adam"], "lr": [1e-3], "momentum": [0.0], "batch_size": [64], "seed": [0]}
-    given |= {"dataset": ["mnist"], "cell": ["rnn"], "hidden_size": [30], **flags}
-    return utils.requested_settings(script.__name__, SimpleNamespace(**given), script.EXPERIMENTS)
-
-
-def test_several_values_make_the_product_without_repeats():
-    grid = requested(rnn_mnist, cell=["rnn", "gru"], lr=[0.1, 0.01, 0.1], seed=[0, 1, 2])
+def test_several_values_make_the_product_without_repeats(requested):
+    grid = requested(rnn_mnist, "--cell", "rnn", "gru", "--lr", 0.1, 0.01, 0.1, "--seed", 0, 1, 2)
     assert len(grid) == 2 * 2 * 3
-    assert {(row["cell"], row["lr"], row["seed"]) for row in grid} == {
+    assert {(config.cell, config.lr, config.seed) for config in grid} == {
         (cell, lr, seed) for cell in ("rnn", "gru") for lr in (0.1, 0.01) for seed in (0, 1, 2)
     }
-    assert all(list(row) == list(utils.SETTINGS["rnn_mnist"]) for row in grid)
+    assert {replace(config, cell="rnn", lr=1e-3, seed=0) for config in grid} == {rnn_mnist.Config()}
 
 
-def test_momentum_is_a_choice_of_sgd_alone():
-    grid = requested(cnn_cifar10, optimizer=["adam", "sgd"], momentum=[0.0, 0.9])
-    assert [(row["optimizer"], row["momentum"]) for row in grid] == [("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9)]
+def test_momentum_is_a_choice_of_sgd_alone(requested):
+    grid = requested(cnn_cifar10, "--optimizer", "adam", "sgd", "--momentum", 0, 0.9)
+    assert [(config.optimizer, config.momentum) for config in grid] == [("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9)]
 
 
 @pytest.mark.parametrize(("script", "count"), [(cnn_cifar10, 4), (rnn_mnist, 12)])
-def test_report_is_the_reports_list_for_each_seed(script, count):
-    grid = requested(script, report=True, seed=[0, 1])
+def test_report_is_the_reports_list_for_each_seed(script, count, requested):
+    grid = requested(script, "--report", "--seed", 0, 1)
     assert len(grid) == 2 * count
-    for experiment in script.EXPERIMENTS:
-        matching = [row for row in grid if experiment.settings.items() <= row.items()]
-        assert [row["seed"] for row in matching] == [0, 1]
+    for row in script.REPORT:
+        assert [config.seed for config in grid if config.setting() == row.config] == [0, 1]
 
 
 # Working through a list
 
 
 @pytest.fixture
-def train(call, tmp_path, tiny_digits, monkeypatch):
+def train(call, tmp_path, tiny_data):
     """Call rnn_mnist.py for an epoch on a tiny embedded set; returns (exit status, standard output, standard error)."""
-    monkeypatch.setattr(utils, "synthetic_digits", lambda: tiny_digits)
     return lambda *flags: call(rnn_mnist, "--data", "synthetic", "--runs-dir", tmp_path, "--epochs", 1, *flags)
 
 
@@ -65,36 +58,108 @@ def finished(folder):
     return {path.parent.name: path.read_text() for path in folder.rglob("metrics.csv")}
 
 
+def table_of(output):
+    """Return the lines of the table at the end of a sweep as lists of texts; an empty cell has no place there."""
+    lines = re.split(r"\ntest accuracy in % after epoch \d+\n", output)[1].splitlines()
+    return [re.split("  +", line) for line in lines if re.search(" {2,}", line) and not line.startswith(" ")]
+
+
 def test_report_trains_all_and_prints_a_table(train, tmp_path):
     status, output, _ = train("--report")
     assert status == 0
     runs = finished(tmp_path)
     assert len(runs) == 12
-    table = output.split("test accuracy in % after epoch 1\n")[1].splitlines()[:13]
-    assert table[0].split() == ["setting", "measured"], "nothing is compared on embedded data"
-    for line in table[1:]:
-        name, measured = line.split()
-        row = next(csv.DictReader(runs[f"{name}_seed0"].splitlines()))
-        assert float(measured) == pytest.approx(float(row["test_accuracy"]), abs=0.005)
+    table = table_of(output)
+    assert table[0] == ["setting", "mean", "seeds", "seconds_per_epoch", "parameters"], "nothing to compare with"
+    for (setting, mean, seeds, _, parameters), row in zip(table[1:], rnn_mnist.REPORT, strict=True):
+        folder = tmp_path / "rnn_mnist" / f"synthetic_{row.config.name}"
+        assert setting == f"{row.config.words()}, synthetic data"
+        assert (mean, seeds) == (f"{float(read_rows(folder)[0]['test_accuracy']):.2f}", "1")
+        assert parameters == str(utils.read_record(folder, CONFIGS).conditions.parameters)
     again = train("--report")
     assert again[1].count("complete with 1 epochs") == 12
     assert finished(tmp_path) == runs, "nothing is trained twice"
 
 
-def test_table_gives_mean_and_deviation_over_seeds_and_where_the_reported_figure_lies(capsys):
-    def run(seed, accuracy):
-        settings = {**cnn_cifar10.EXPERIMENTS[0].settings, "seed": seed}
-        config = {**settings, "script": "cnn_cifar10", "data_source": "real", "epochs": 10}
-        return SimpleNamespace(config=config, epoch=10, history=[{"test_accuracy": accuracy}] * 10)
+def invented_run(config, accuracies, seed=0, source="real"):
+    """What a run looks like to the table: accuracies in percent after its epochs."""
+    record = utils.Record(replace(config, seed=seed), utils.Conditions(data_source=source, parameters=1234))
+    history = [{"test_accuracy": accuracy, "seconds": 2.0} for accuracy in accuracies]
+    return SimpleNamespace(record=record, config=record.config, history=history, epoch=len(history))
 
-    utils.print_results([run(0, 60.0), run(1, 62.0), run(2, 61.0)], 10, cnn_cifar10.EXPERIMENTS)
-    head, row = capsys.readouterr().out.splitlines()[-2:]
-    assert head.split() == ["setting", "reported", "measured", "difference", "std", "seeds", "within"]
-    assert row.split() == ["cifar10_adam_lr0.0001_batch128", "61.30", "61.00", "-0.30", "1.00", "3", "yes"]
-    utils.print_results([run(0, 60.0)], 10, cnn_cifar10.EXPERIMENTS)
-    head, row = capsys.readouterr().out.splitlines()[-2:]
-    assert head.split() == ["setting", "reported", "measured", "difference"]
-    assert row.split() == ["cifar10_adam_lr0.0001_batch128", "61.30", "60.00", "-1.30"]
+
+BEST_CNN, OTHER_CNN = (row.config for row in (cnn_cifar10.REPORT[0], cnn_cifar10.REPORT[2]))
+WITH_REPORT = ["setting", "reported", "mean", "difference"]
+
+
+def printed_table(capsys, runs, epoch=10):
+    utils.print_results(runs, epoch, cnn_cifar10.REPORT)
+    return table_of(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("best", "within"), [(62.0, "yes"), (61.2, "no")])
+def test_table_gives_mean_and_deviation_over_seeds_and_where_the_reported_figure_lies(capsys, best, within):
+    accuracies = (60.0, best, 61.0)
+    runs = [invented_run(BEST_CNN, [accuracy] * 10, seed) for seed, accuracy in enumerate(accuracies)]
+    head, row = printed_table(capsys, runs)
+    assert head == [*WITH_REPORT, "std", "seeds", "within", "seconds_per_epoch", "parameters"]
+    mean = sum(accuracies) / 3
+    std = (sum((accuracy - mean) ** 2 for accuracy in accuracies) / 2) ** 0.5
+    figures = ["61.30", f"{mean:.2f}", f"{mean - 61.3:+.2f}", f"{std:.2f}", "3", within]
+    assert row == ["LeNet-5 on CIFAR-10, Adam, learning rate 1e-4", *figures, "2.0", "1234"]
+
+
+def test_table_leaves_out_what_no_setting_has(capsys):
+    head, *rows = printed_table(capsys, [invented_run(config, [60.0] * 10) for config in (BEST_CNN, OTHER_CNN)])
+    assert head == [*WITH_REPORT, "seeds", "seconds_per_epoch", "parameters", "remark"]
+    assert rows[0][1:4] == ["61.30", "60.00", "-1.30"]
+    assert rows[1][1:] == ["60.00", "1", "2.0", "1234", "only 'similar to 1e-4'"]
+
+
+@pytest.mark.parametrize(
+    ("source", "epochs", "words"),
+    [
+        ("real", 10, " (the reference report: 61.3 %)"),
+        ("synthetic", 10, ""),
+        ("real", 9, ""),
+    ],
+)
+def test_a_single_run_is_compared_with_the_report_in_a_sentence(capsys, source, epochs, words):
+    utils.print_results([invented_run(BEST_CNN, [60.0] * epochs, source=source)], epochs, cnn_cifar10.REPORT)
+    assert capsys.readouterr().out == f"test accuracy 60.00 % after epoch {epochs}{words}\n"
+
+
+def test_table_names_seeds_that_diverged_beside_what_the_others_reached(capsys):
+    """Seed 1 never finished an epoch, and seed 4 diverged on its way."""
+    histories = ([50.0] * 10, [], [52.0] * 10, [54.0] * 10, [90.0] * 3)
+    runs = [invented_run(BEST_CNN, history, seed) for seed, history in enumerate(histories)]
+    head, row = printed_table(capsys, runs)
+    shown = dict(zip(head, row, strict=True))
+    assert (shown["mean"], shown["std"]) == ("52.00", "2.00")
+    assert (shown["seeds"], shown["diverged"]) == ("5", "2 of 5: seed 1 4")
+    head, *rows = printed_table(capsys, [runs[1], invented_run(OTHER_CNN, [60.0] * 10)])
+    assert head[-4:] == ["diverged", "seconds_per_epoch", "parameters", "remark"]
+    assert rows[0][1:] == ["61.30", "1", "1 of 1: seed 1", "1234"], "no mean of nothing"
+    utils.print_results([runs[0], runs[1]], 10, cnn_cifar10.REPORT)
+    assert "1 of 2: seed 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("epoch", "mean"), [(3, "40.00"), (2, "60.00"), (4, "30.00")])
+def test_table_takes_the_epoch_that_was_asked_for_and_not_the_best(capsys, epoch, mean):
+    runs = [invented_run(BEST_CNN, [50.0, 60.0, 40.0, 30.0], seed) for seed in (0, 1)]
+    head, row = printed_table(capsys, runs, epoch)
+    assert dict(zip(head, row, strict=True))["mean"] == mean
+
+
+def test_the_reports_table_is_that_of_its_epoch_also_for_runs_that_went_on(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "REPORT_EPOCHS", 2)
+    monkeypatch.setattr(rnn_mnist, "REPORT", rnn_mnist.REPORT[:2])
+    output = train("--report", "--epochs", 3)[1]
+    assert "test accuracy in % after epoch 2\n" in output
+    for row, line in zip(rnn_mnist.REPORT, table_of(output)[1:], strict=True):
+        rows = read_rows(tmp_path / "rnn_mnist" / f"synthetic_{row.config.name}")
+        assert len(rows) == 3
+        assert line[1] == f"{float(rows[1]['test_accuracy']):.2f}"
 
 
 def test_a_run_that_diverges_is_recorded_and_the_rest_goes_on(train, tmp_path):
@@ -103,30 +168,56 @@ def test_a_run_that_diverges_is_recorded_and_the_rest_goes_on(train, tmp_path):
         status, output, error = train(*flags)
         assert status == 0
         assert words in output + error
-        rows = [line.split() for line in output.splitlines() if line.startswith("synthetic_mnist")]
-        assert [row[1] for row in rows][0] == "diverged"
+        head, *rows = table_of(output)
+        assert head == ["setting", "mean", "seeds", "diverged", "seconds_per_epoch", "parameters"]
+        assert rows[0][1:3] == ["1", "1 of 1: seed 0"]
         assert float(rows[1][1]) > 5
     config = next(tmp_path.rglob("*lr1e+38*/config.json"))
     assert json.loads(config.read_text())["diverged"] == 1
 
 
+def test_a_sweep_keeps_the_networks_of_its_runs_no_longer_than_needed(train, monkeypatch):
+    def numbers():
+        gc.collect()
+        return sum(each.numel() for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
+
+    kept = []
+    monkeypatch.setattr(utils, "print_results", lambda *_: kept.append(numbers()))
+    flags = ("--cell", "lstm", "--hidden-size", 64, "--batch-size", 640, "--seed", 0, 1, 2)
+    before, network = numbers(), 4 * 64 * (28 + 3 * 64)
+    for _ in ("trained", "complete"):
+        assert train(*flags)[0] == 0
+    assert max(kept) < before + network, "of three runs, with two moments for each weight"
+
+
 def test_the_first_process_waits_for_a_run_that_another_trains_and_the_others_do_not(train, tmp_path, monkeypatch):
     assert train("--hidden-size", "3")[0] == 0
     folder = next((tmp_path / "rnn_mnist").iterdir())
-    run = utils.Run(folder, utils.read_config(folder))
+    lock = FileLock(folder / ".lock", thread_local=False)
+    lock.acquire()
     monkeypatch.setenv("RANK", "1")
     status, output, _ = train("--hidden-size", "3", "4")
     assert status == 0
     assert "test accuracy in %" not in output, "the first process prints the table"
     assert len(finished(tmp_path)) == 2
     monkeypatch.setenv("RANK", "0")
-    threading.Timer(1.5, run.__exit__).start()
+    threading.Timer(1.5, lock.release).start()
     start = time.monotonic()
     status, output, _ = train("--hidden-size", "3", "4")
     assert status == 0
     assert time.monotonic() - start > 1
     assert output.count("waiting for what other processes train, 1 of 2 runs") == 1
     assert "test accuracy in % after epoch 1" in output
+
+
+def test_the_commit_is_asked_for_once_in_a_sweep(train, monkeypatch):
+    commands, run = [], subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **options: (commands.append(command), run(command, **options))[1]
+    )
+    utils.git_commit.cache_clear()
+    assert train("--hidden-size", 2, 3, 4)[0] == 0
+    assert [command[0] for command in commands] == ["git"]
 
 
 def test_torchrun_shares_the_list_among_its_processes(tmp_path):
@@ -140,17 +231,13 @@ def test_torchrun_shares_the_list_among_its_processes(tmp_path):
     for folder in folders:
         assert len((folder / "metrics.csv").read_text().splitlines()) == 2
         assert len(list(folder.glob("events*"))) == 1, "trained once"
-        assert json.loads((folder / "config.json").read_text())["threads"] == 1
+        assert utils.read_record(folder, CONFIGS).conditions.threads == 1
 
 
 def test_processes_share_the_cores_and_small_recurrent_networks_need_one(monkeypatch):
     args = SimpleNamespace(device="cpu", precision="fp32", epochs=1, data_dir="data", threads=7)
-    settings = {"dataset": "mnist", "optimizer": "adam"}
-    threads = [
-        utils.resolve_config("any", args, settings | more, "real")["threads"]
-        for more in ({"hidden_size": 30}, {"hidden_size": 512}, {})
-    ]
-    assert threads == [1, 7, 7]
+    configs = rnn_mnist.Config(hidden_size=30), rnn_mnist.Config(hidden_size=512), cnn_cifar10.Config()
+    assert [utils.new_conditions(config, args, "real").threads for config in configs] == [1, 7, 7]
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert utils.share_of_cores() == 4
@@ -178,133 +265,16 @@ def test_several_processes_cannot_start_over_together(train, monkeypatch):
     assert "--fresh" in error
 
 
-# The comparison
+# What to open next
 
 
-def invent_runs(folder, accuracy, seeds=(0, 1, 2)):
-    """Write config.json and metrics.csv of the report's experiments; accuracy(settings, seed) after the last epoch."""
-    for script in (cnn_cifar10, rnn_mnist):
-        for experiment in script.EXPERIMENTS:
-            for seed in seeds:
-                settings = {**experiment.settings, "seed": seed}
-                config = {"script": script.__name__, **settings, "epochs": 10}
-                config |= {"data_source": "real", "data_dir": "data", "parameters": len(str(settings.get("cell")))}
-                config |= {"device": "cpu", "precision": "fp32", "threads": 2}
-                path = utils.run_folder(folder, config)
-                path.mkdir(parents=True)
-                (path / "config.json").write_text(json.dumps(config))
-                last = accuracy(settings, seed)
-                rows = [f"{epoch},1.0,50.0,1.0,{last * epoch / 10},{epoch}" for epoch in range(1, 11)]
-                (path / "metrics.csv").write_text("\n".join([",".join(utils.METRICS), *rows, ""]))
-
-
-def as_reported(settings, seed):
-    """Accuracies in the order of the report's claims, a little different for each seed."""
-    if "cell" not in settings:
-        base = 99 if settings["dataset"] == "mnist" else {1e-4: 61, 1e-3: 60.5}[settings["lr"]]
-    else:
-        base = {"rnn": 60 + settings["hidden_size"], "gru": 97.5 + settings["hidden_size"] / 30, "lstm": 98}
-        base = base[settings["cell"]] - abs(np.log10(settings["lr"] / 1e-3))
-    return base - 10 * (settings["optimizer"] == "sgd") + 0.01 * seed
-
-
-def test_results_hold_a_row_for_each_setting(call, tmp_path):
-    invent_runs(tmp_path, as_reported)
-    status, output, error = call(visualize, tmp_path)
-    assert (status, error) == (0, "")
-    names = {
-        "results.csv",
-        "results.md",
-        "curves.png",
-        "hidden_size.png",
-        "learning_rate.png",
-        "optimizer.png",
-        "claims.md",
-    }
-    assert {path.name for path in (tmp_path / "comparison").iterdir()} == names
-    with open(tmp_path / "comparison" / "results.csv", newline="") as file:
-        rows = {row["setting"]: row for row in csv.DictReader(file)}
-    assert len(rows) == 16
-    row = rows["GRU with 30 hidden units on MNIST, Adam, learning rate 0.001, batch 64"]
-    assert (row["seeds"], row["mean"], row["std"], row["reported"]) == ("3", "98.510", "0.010", "98.32")
-    assert float(row["seconds_per_epoch"]) == 5.5
-
-
-def test_a_setting_and_seed_counts_once(tmp_path):
-    for folder in ("one", "two"):
-        invent_runs(tmp_path / folder, as_reported, seeds=(0,))
-    settings = visualize.group_by_setting(visualize.find_runs(tmp_path))
-    assert len(settings) == 16
-    assert all(len(runs) == 1 for runs in settings.values())
-
-
-def verdicts(folder):
-    text = (folder / "comparison" / "claims.md").read_text()
-    return [line.removeprefix("**Verdict: ").removesuffix(".**") for line in text.splitlines() if "Verdict" in line]
-
-
-def test_claims_follow_from_the_runs(call, tmp_path):
-    invent_runs(tmp_path / "a", as_reported)
-    call(visualize, tmp_path / "a", "--figures", "claims")
-    assert verdicts(tmp_path / "a") == ["holds"] * 6 + ["undecided", "holds"] + ["undecided"] * 2, (
-        "equal costs, no figures/"
-    )
-    invent_runs(tmp_path / "b", lambda settings, seed: 100 - as_reported(settings, seed))
-    call(visualize, tmp_path / "b", "--figures", "claims")
-    assert verdicts(tmp_path / "b")[:4] == ["does not hold"] * 4
-    invent_runs(tmp_path / "c", as_reported, seeds=(0, 1))
-    call(visualize, tmp_path / "c", "--figures", "claims")
-    assert verdicts(tmp_path / "c") == ["undecided"] * 10, "two seeds decide nothing"
-
-
-def test_claims_about_the_insides_follow_from_the_tables_in_the_runs_figures(tmp_path):
-    invent_runs(tmp_path, as_reported)
-    reach = {"rnn": 1e-3, "gru": 1e-2, "lstm": 1e-2}
-    for run in visualize.find_runs(tmp_path):
-        (run.folder / "figures").mkdir()
-        if run.is_cnn:
-            r2 = {"trained": 0.8, "untrained": 0.5, "noise": 0.5}
-            rows = [(name, 0, value + 0.01 * run.config["seed"], 0, 0) for name, value in r2.items()]
-            visualize.write_table(rows, visualize.GABOR, run.folder / "figures" / "gabor.csv")
-        else:
-            # before training, the LSTM's cell state alone reaches back
-            cell = run.config["cell"]
-            rows = [(step, "hidden", 1, 1) for step in range(1, 29)]
-            rows[0] = (1, "hidden", 1e-9 if cell == "lstm" else reach[cell], 1)
-            rows += [(step, "cell", reach["lstm"], 1) for step in range(1, 29)] * (cell == "lstm")
-            visualize.write_table(rows, visualize.GRADIENTS, run.folder / "figures" / "gradients.csv")
-    (tmp_path / "comparison").mkdir()
-    visualize.claims(visualize.group_by_setting(visualize.find_runs(tmp_path)), tmp_path / "comparison")
-    assert verdicts(tmp_path)[8:] == ["holds", "undecided"], "trained networks all reach equally far here"
-    text = (tmp_path / "comparison" / "claims.md").read_text()
-    assert (
-        "left at the first 0.01 (0.01 to 0.01, 3 seeds) against untrained RNN 0.001 (0.001 to 0.001, 3 seeds): holds"
-        in text
-    )
-
-
-@pytest.mark.parametrize(
-    ("these", "those", "expected"),
-    [
-        ([3, 4, 5], [0, 1, 2], "holds"),
-        ([0, 1, 2], [3, 4, 5], "does not hold"),
-        ([0, 1, 4], [2, 3, 5], "undecided"),
-        ([3, 4, 5], [0, 1, 3], "undecided"),
-        ([8, 9], [0, 1, 2], "undecided"),
-        ([], [], "undecided"),
-    ],
-)
-def test_one_beats_the_other_when_its_every_seed_does(these, those, expected):
-    assert visualize.beats(these, those) == expected
-
-
-def test_figures_against_a_setting_show_the_means(tmp_path):
-    invent_runs(tmp_path, as_reported)
-    settings = visualize.group_by_setting(visualize.find_runs(tmp_path))
-    axes = visualize.draw_against("hidden_size", settings).axes[0]
-    lines = {container.get_label(): container.lines[0] for container in axes.containers}
-    rnn = lines["RNN on MNIST, Adam, learning rate 0.001, batch 64"]
-    assert list(rnn.get_xdata()) == [5, 10, 20, 30]
-    assert list(rnn.get_ydata()) == pytest.approx([65.01, 70.01, 80.01, 90.01])
-    assert len(lines) == 3
-    assert visualize.draw_against("learning_rate", dict(list(settings.items())[:1])) is None
+@pytest.mark.parametrize(("others", "opens_all"), [(0, True), (39, True), (40, False)])
+def test_the_command_for_tensorboard_opens_no_more_runs_than_it_ticks(train, tmp_path, others, opens_all):
+    folder = tmp_path / "rnn_mnist" / f"synthetic_{rnn_mnist.Config(hidden_size=4).name}"
+    for number in range(others):
+        other = folder.with_name(f"run{number}")
+        other.mkdir(parents=True)
+        (other / "events.out.tfevents.run").touch()
+    for _ in ("trained", "complete"):
+        lines = train("--hidden-size", 4)[1].splitlines()
+        assert f"  tensorboard --logdir {folder.parent if opens_all else folder}" in lines

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,34 +16,38 @@ import time
 import zipfile
 from collections import Counter
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import EPOCHS, ROOT, read_points, rows_but_seconds, run_command
+from conftest import (
+    CONFIGS,
+    EPOCHS,
+    NOISE_FLAGS,
+    NOISE_NAME,
+    ROOT,
+    assert_refused,
+    noise_digits,
+    random_config,
+    read_files,
+    read_points,
+    read_rows,
+    rows_but_seconds,
+    run_command,
+    same,
+    train_here,
+    trained_state,
+)
 
 import cnn_cifar10
 import rnn_mnist
 import utils
-import visualize
 
 KILLS = int(os.environ.get("KILLS", "3"))
-NAME = "synthetic_mnist_gru_hidden8_adam_lr0.01_batch64_seed0"
-FLAGS = "--data synthetic --cell gru --hidden-size 8 --lr 0.01 --epochs 4"
 
 # A run that is killed
-
-
-def noise_digits(images=1280):
-    """A synthetic MNIST of noise; nothing here starts a thread, so that a process that made it can be forked."""
-    rng = np.random.default_rng(0)
-    pixels = torch.from_numpy(rng.integers(256, size=(images + 100, 28, 28), dtype=np.uint8))
-    labels = torch.from_numpy(rng.integers(10, size=images + 100))
-    return utils.Dataset(
-        "mnist", "synthetic", utils.DIGITS, pixels[:images], labels[:images], pixels[images:], labels[images:]
-    )
 
 
 def train_until_killed(runs_dir, data, kill_in_write):
@@ -62,10 +67,10 @@ def train_until_killed(runs_dir, data, kill_in_write):
 
     utils.synthetic_digits = lambda: data
     os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
-    sys.argv = ["rnn_mnist.py", *FLAGS.split(), "--runs-dir", str(runs_dir)]
+    sys.argv = ["rnn_mnist.py", *NOISE_FLAGS.split(), "--runs-dir", str(runs_dir)]
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
-        utils.run_script(rnn_mnist.main)
+        utils.main(rnn_mnist.Config, rnn_mnist.train, rnn_mnist.REPORT)
     except SystemExit as ended:
         os._exit(ended.code)
 
@@ -96,19 +101,20 @@ def train_under_fire(runs_dir, data, rng, kills):
     done = 0
     while True:
         in_write = done % 2 == 0
-        child = train_until_killed(runs_dir, data, rng.randrange(14) if in_write and done < kills else None)
+        child = train_until_killed(runs_dir, data, rng.randrange(16) if in_write and done < kills else None)
         if not in_write and done < kills:
             time.sleep(rng.uniform(0.2, 2.0))
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
-        whole_files_only(runs_dir / "rnn_mnist" / NAME)
+        whole_files_only(runs_dir / "rnn_mnist" / NOISE_NAME)
         done += os.WIFSIGNALED(status)
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
             return done
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 def test_a_run_killed_at_any_moment_ends_like_one_never_interrupted(tmp_path):
     program = f"import pathlib, test_trust; test_trust.torture(pathlib.Path({str(tmp_path)!r}), {KILLS})"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -118,7 +124,7 @@ def test_a_run_killed_at_any_moment_ends_like_one_never_interrupted(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"killed {KILLS} times\n"
     for folder in tmp_path.glob("killed*"):
-        assert_same_end(folder / "rnn_mnist" / NAME, tmp_path / "undisturbed" / "rnn_mnist" / NAME)
+        assert_same_end(folder / "rnn_mnist" / NOISE_NAME, tmp_path / "undisturbed" / "rnn_mnist" / NOISE_NAME)
 
 
 def assert_same_end(folder, undisturbed):
@@ -126,18 +132,13 @@ def assert_same_end(folder, undisturbed):
     points = read_points(folder)
     assert max(Counter((tag, step) for tag, step, _ in points).values()) == 1, "no epoch appears twice"
     assert sorted(points) == sorted(read_points(undisturbed))
-    ends = [utils.load_checkpoint(each) for each in (folder, undisturbed)]
-    for part in ("model", "random"):
-        torch.testing.assert_close(*(end[part] for end in ends), rtol=0, atol=0)
-    torch.testing.assert_close(*(end["optimizer"]["state"] for end in ends), rtol=0, atol=0)
+    assert same(trained_state(folder), trained_state(undisturbed))
     assert not list(folder.rglob("*.part")), "leftovers are swept up"
 
 
 @pytest.fixture
-def train(call, tmp_path, monkeypatch):
-    """Call rnn_mnist.py on a little noise; returns (exit status, standard output, standard error)."""
-    monkeypatch.setattr(utils, "synthetic_digits", noise_digits)
-    return lambda *flags, runs_dir=tmp_path: call(rnn_mnist, *FLAGS.split(), "--runs-dir", runs_dir, *flags)
+def train(train_on_noise):
+    return train_on_noise
 
 
 @pytest.mark.parametrize("full_at", [3, 8, 11])
@@ -154,15 +155,15 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_finished(train, tmp_path, m
         status, _, error = train()
     assert status == 1
     assert error == "rnn_mnist.py: error: No space left on device; free some space and run the same command again\n"
-    whole_files_only(tmp_path / "rnn_mnist" / NAME)
+    whole_files_only(tmp_path / "rnn_mnist" / NOISE_NAME)
     assert not list(tmp_path.rglob("*.part"))
     assert train()[0] == 0
     assert train(runs_dir=tmp_path / "undisturbed")[0] == 0
-    assert_same_end(tmp_path / "rnn_mnist" / NAME, tmp_path / "undisturbed" / "rnn_mnist" / NAME)
+    assert_same_end(tmp_path / "rnn_mnist" / NOISE_NAME, tmp_path / "undisturbed" / "rnn_mnist" / NOISE_NAME)
 
 
 def test_a_reader_that_goes_away(tmp_path):
-    command = [sys.executable, "rnn_mnist.py", *FLAGS.split(), "--epochs", "500", "--batch-size", "1000"]
+    command = [sys.executable, "rnn_mnist.py", *NOISE_FLAGS.split(), "--epochs", "500", "--batch-size", "1000"]
     command += ["--runs-dir", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=-1)
     next(line for line in process.stdout if line.startswith("  2/500"))
@@ -174,6 +175,7 @@ def test_a_reader_that_goes_away(tmp_path):
     assert len(utils.read_metrics(next((tmp_path / "rnn_mnist").iterdir()))) >= 2
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs the signal of a terminal that goes away")
 def test_termination_and_a_terminal_that_goes_away_end_a_run_but_for_nohup():
     program = """
 import os, signal, sys, utils
@@ -191,15 +193,6 @@ sys.exit(statuses != [0, 143, 143])
     assert done.stderr.count("the same command continues") == 1, "the second is no longer read"
 
 
-def test_a_home_that_cannot_be_written(rnn_run, tmp_path):
-    home = {**os.environ, "HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "visualize.py", str(rnn_run[1]), "--figures", "curves", "--output-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=home, timeout=100)
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "curves.png").exists()
-
-
 def test_a_runs_folder_that_is_read_only(train, tmp_path, monkeypatch):
     """Root may write everywhere, so the refusal is invented."""
 
@@ -209,195 +202,475 @@ def test_a_runs_folder_that_is_read_only(train, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", refuse)
     status, _, error = train()
     assert status == 2
-    assert f"Read-only file system: {tmp_path / 'rnn_mnist' / NAME}; name a file or folder that can be used" in error
+    folder = tmp_path / "rnn_mnist" / NOISE_NAME
+    assert f"Read-only file system: {folder}; name a file or folder that can be used" in error
 
 
 def test_a_run_folder_that_is_a_file_or_another_experiment(train, tmp_path):
-    folder = tmp_path / "rnn_mnist" / NAME
+    folder = tmp_path / "rnn_mnist" / NOISE_NAME
     folder.parent.mkdir()
     folder.write_text("mine")
-    status, _, error = train()
-    assert (status, error.count("\n")) == (2, 1)
-    assert str(folder) in error
+    assert_refused(train(), str(folder))
     assert folder.read_text() == "mine"
     folder.unlink()
     assert train("--epochs", "1")[0] == 0
-    folder.rename(folder.with_name(NAME.replace("seed0", "seed1")))
-    before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
-    status, _, error = train("--seed", "1")
-    assert (status, error.count("\n")) == (2, 1)
-    assert "holds another experiment; --fresh starts over, or use another --runs-dir" in error
-    assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+    folder.rename(folder.with_name(NOISE_NAME.replace("seed0", "seed1")))
+    before = read_files(folder.parent)
+    assert_refused(train("--seed", "1"), "holds another experiment; --fresh starts over, or use another --runs-dir")
+    assert read_files(folder.parent) == before
+
+
+# The checkpoint is the only truth
+
+
+@pytest.fixture
+def _stopped_clock(monkeypatch):
+    """Let every epoch take no time, so that the bytes of metrics.csv can be compared."""
+    monkeypatch.setattr(utils.time, "perf_counter", lambda: 0.0)
+
+
+def fail(*_, **__):
+    raise KeyboardInterrupt
+
+
+def publish_half(run, events):
+    """Stop while TensorBoard's file is written."""
+    with open(run.folder / utils.EVENTS, "ab") as file:
+        file.write(events["written"].numpy().tobytes()[:100])
+    raise KeyboardInterrupt
+
+
+def publish_but_metrics(run, events, publish=utils.Run._publish):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "table_text", fail)
+        publish(run, events)
+
+
+@pytest.mark.parametrize("interrupted", [fail, publish_half, publish_but_metrics])
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.usefixtures("_stopped_clock")
+def test_what_follows_from_a_checkpoint_is_brought_up_to_it(train, tmp_path, monkeypatch, epochs, interrupted):
+    """The last epoch asked for is in the checkpoint when the run is killed; then it is complete, or extended."""
+    folder, undisturbed = (each / "rnn_mnist" / NOISE_NAME for each in (tmp_path, tmp_path / "undisturbed"))
+    if epochs > 1:
+        assert train("--epochs", epochs - 1)[0] == 0
+    with monkeypatch.context() as patch:
+        publish = iter([utils.Run._publish] * (epochs > 1) + [interrupted])  # on opening, then after the last epoch
+        patch.setattr(utils.Run, "_publish", lambda run, events: next(publish)(run, events))
+        assert train("--epochs", epochs)[0] == 130
+    assert len(utils.read_checkpoint(folder, CONFIGS)["history"]) == epochs
+    assert len(utils.read_metrics(folder)) == epochs - 1, "not yet"
+    for until in (epochs, epochs + 1):
+        status, output, _ = train("--epochs", until)
+        assert status == 0
+        assert f"complete with {epochs} epochs" in output or until > epochs
+        assert train("--epochs", until, runs_dir=tmp_path / "undisturbed")[0] == 0
+        assert (folder / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+        assert read_points(folder) == read_points(undisturbed)
+
+
+def test_metrics_and_events_are_never_ahead_of_the_checkpoint(train, tmp_path, monkeypatch):
+    folder, looks = tmp_path / "rnn_mnist" / NOISE_NAME, Counter()
+
+    def looking(function):
+        def call(*args):
+            function(*args)
+            path = folder / "checkpoint.pt"
+            epoch = len(utils.read_checkpoint(folder, CONFIGS)["history"]) if path.exists() else 0
+            shown = len(utils.read_metrics(folder)), max((step for _, step, _ in read_points(folder)), default=0)
+            assert max(shown) <= epoch
+            looks[epoch, shown] += 1
+
+        return call
+
+    monkeypatch.setattr(os, "replace", looking(os.replace))
+    monkeypatch.setattr(os, "fsync", looking(os.fsync))
+    assert train("--epochs", 2)[0] == 0
+    assert {(0, (0, 0)), (1, (0, 0)), (1, (0, 1)), (1, (1, 1)), (2, (1, 1)), (2, (2, 2))} <= looks.keys()
+
+
+@pytest.mark.parametrize("damage", ["missing", "ahead", "behind", "torn"])
+@pytest.mark.usefixtures("_stopped_clock")
+def test_a_complete_runs_records_are_written_anew_from_its_checkpoint(train, tmp_path, damage):
+    folder = tmp_path / "rnn_mnist" / NOISE_NAME
+    assert train("--epochs", 2)[0] == 0
+    before, points = read_files(folder), read_points(folder)
+    metrics, events = folder / "metrics.csv", folder / utils.EVENTS
+    if damage == "missing":
+        metrics.unlink()
+    elif damage == "ahead":
+        metrics.write_text(metrics.read_text() + "3,1,1,1,1,0\n")
+        events.write_bytes(events.read_bytes() + events.read_bytes()[-200:])
+    elif damage == "behind":
+        metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))
+        events.write_bytes(events.read_bytes()[: utils.read_checkpoint(folder, CONFIGS)["events"]["before"]])
+    else:
+        events.write_bytes(events.read_bytes()[:-50])
+    assert "complete with 2 epochs" in train("--epochs", 2)[1]
+    assert read_files(folder) == before
+    assert read_points(folder) == points
+
+
+# Records without their checkpoint, and starting over
+
+
+def visible_names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {".lock"}
+
+
+@pytest.fixture
+def stripped_run(train, tmp_path):
+    """A run's records as they are published: without checkpoint, and with a figure and events of another time."""
+    assert train("--epochs", 3)[0] == 0
+    folder = tmp_path / "rnn_mnist" / NOISE_NAME
+    (folder / "checkpoint.pt").unlink()
+    (folder / utils.EVENTS).rename(folder / "events.out.tfevents.1.reference")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "curves.png").write_text("a picture")
+    return folder
+
+
+def test_records_without_their_checkpoint_are_refused_and_left_as_they_are(train, stripped_run):
+    before = read_files(stripped_run)
+    way_out = "start over with --fresh, or use another --runs-dir"
+    assert_refused(train("--epochs", 1), f"{stripped_run} holds a run's records without its checkpoint.pt, so that it")
+    assert_refused(train("--epochs", 5), way_out)
+    assert read_files(stripped_run) == before
+    for name in ("config.json", "events.out.tfevents.1.reference"):
+        (stripped_run / name).unlink()
+    assert_refused(train("--epochs", 1), way_out)
+
+
+def test_a_run_that_is_refused_does_not_keep_a_grid_from_the_rest(train, stripped_run, monkeypatch):
+    before = read_files(stripped_run)
+    status, output, error = train("--epochs", 1, "--seed", 1, 0, 2)
+    assert status == 2
+    assert f"error: {stripped_run} holds a run's records without its checkpoint.pt" in error
+    assert error.endswith("error: 1 of 3 runs could not be trained, for the reasons given above\n")
+    assert error.count("\n") == 2
+    assert "test accuracy in % after epoch 1" in output
+    assert read_files(stripped_run) == before
+    for seed in (1, 2):
+        assert len(read_rows(stripped_run.with_name(NOISE_NAME.replace("seed0", f"seed{seed}")))) == 1
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train("--epochs", 1, "--seed", 1, 0, 2)[0] == 0, "a process that fails ends the others; the first one tells"
+
+
+def test_a_grid_of_which_nothing_could_be_trained_says_so(train, stripped_run):
+    status, _, error = train("--lr", 0.01, 1e38, "--optimizer", "sgd", "--epochs", 1)
+    assert status == 0
+    next(stripped_run.parent.glob("*sgd_lr0.01*/checkpoint.pt")).unlink()
+    status, output, error = train("--lr", 0.01, 1e38, "--optimizer", "sgd", "--epochs", 1)
+    assert status == 2
+    assert error.endswith("error: 1 of 2 runs could not be trained, for the reasons given above\n")
+    assert "diverged in epoch 1" in output
+
+
+def test_fresh_starts_over_and_leaves_nothing_of_the_old_run_behind(train, stripped_run, tmp_path):
+    assert train("--epochs", 1, "--fresh")[0] == 0
+    assert train("--epochs", 1, runs_dir=tmp_path / "new")[0] == 0
+    new = tmp_path / "new" / "rnn_mnist" / NOISE_NAME
+    assert visible_names(stripped_run) == visible_names(new)
+    assert_same_end(stripped_run, new)
+    assert {step for _, step, _ in read_points(stripped_run)} == {1}
+
+
+@pytest.mark.parametrize("deletions", range(1, 6))
+def test_a_fresh_start_that_is_killed_leaves_no_run_that_counts_as_complete(train, tmp_path, monkeypatch, deletions):
+    assert train("--epochs", 2)[0] == 0
+    done, unlink, rmtree = [], Path.unlink, shutil.rmtree
+
+    def kill_after(delete):
+        def call(*args, **kwargs):
+            if len(done) == deletions:
+                raise KeyboardInterrupt
+            done.append(args)
+            delete(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", kill_after(unlink))
+        patch.setattr(shutil, "rmtree", kill_after(rmtree))
+        assert train("--epochs", 2, "--fresh")[0] == 130
+    assert len(done) == deletions
+    status, output, _ = train("--epochs", 2)
+    assert "complete" not in output
+    if status:
+        assert status == 2
+        assert train("--epochs", 2, "--fresh")[0] == 0
+    assert train("--epochs", 2, runs_dir=tmp_path / "new")[0] == 0
+    folders = [each / "rnn_mnist" / NOISE_NAME for each in (tmp_path, tmp_path / "new")]
+    assert visible_names(folders[0]) == visible_names(folders[1])
+    assert_same_end(*folders)
+
+
+# Typed flags
+
+
+def test_a_typed_device_that_is_not_the_runs_is_refused(train, finished_run):
+    runs_dir = finished_run.parents[1]
+    words = f"{finished_run} was begun with --device cpu, not cuda; leave the flag out to continue it"
+    for epochs in (1, 2):
+        assert_refused(train("--epochs", epochs, "--device", "cuda", runs_dir=runs_dir), words)
+    assert len(read_rows(finished_run)) == 1
+    assert train("--epochs", 2, "--device", "cpu", runs_dir=runs_dir)[0] == 0
+    assert train("--epochs", 3, "--device", "auto", runs_dir=runs_dir)[0] == 0
+    assert len(read_rows(finished_run)) == 3
+
+
+@pytest.mark.parametrize(("recorded", "other"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_typed_precision_that_is_not_the_runs_is_refused_and_auto_takes_what_it_is(
+    recorded, other, call, tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(utils, "multiplies_bf16", lambda device: other == "bf16")
+    config = cnn_cifar10.Config(without="fc1", batch_size=100)
+    folder = train_here(cnn_cifar10, tmp_path, tiny_data[cnn_cifar10], config, epochs=1, precision=recorded)
+    flags = ("--without", "fc1", "--batch-size", 100, "--data", "synthetic", "--runs-dir", tmp_path)
+    words = f"{folder} was begun with --precision {recorded}, not {other}; leave the flag out to continue it"
+    for epochs in (1, 2):
+        assert_refused(call(cnn_cifar10, *flags, "--epochs", epochs, "--precision", other), words)
+    assert len(read_rows(folder)) == 1
+    assert call(cnn_cifar10, *flags, "--epochs", 2)[0] == 0
+    assert utils.read_record(folder, CONFIGS).conditions.precision == recorded
+    assert len(read_rows(folder)) == 2
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_run_begun_on_a_device_that_is_not_there_says_so(train, finished_run, device):
+    if getattr(torch, device).is_available():
+        pytest.skip(f"this machine has {device}")
+    checkpoint = torch.load(finished_run / "checkpoint.pt", weights_only=True)
+    checkpoint["record"]["conditions"]["device"] = device
+    torch.save(checkpoint, finished_run / "checkpoint.pt")
+    outcome = train("--epochs", 2, "--device", "auto", runs_dir=finished_run.parents[1])
+    words = f"{finished_run} was begun on the device {device}, which is not there; continue it where there is one"
+    assert_refused(outcome, words)
+    assert "or start over with --fresh" in outcome[2]
+    outcome = train("--epochs", 2, "--device", "cpu", runs_dir=finished_run.parents[1])
+    assert_refused(outcome, f"was begun with --device {device}, not cpu")
+
+
+# Bytes that change
+
+
+def flipped(content, rng):
+    """Return content with one bit changed."""
+    bit = rng.randrange(8 * len(content))
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(("name", "flips"), [("checkpoint.pt", 1000), ("snapshots/epoch_01.pt", 200)])
+def test_a_changed_bit_is_found_or_changes_nothing(finished_run, tmp_path, name, flips):
+    """Most of a file is weights, which a flip within would change; some bits of a zip say nothing."""
+    content, expected, rng = (
+        (finished_run / name).read_bytes(),
+        utils.load_tensors(finished_run / name),
+        random.Random(0),
+    )
+    path, refused = tmp_path / "flipped.pt", 0
+    for _ in range(flips):
+        path.write_bytes(flipped(content, rng))
+        try:
+            loaded = utils.load_tensors(path)
+        except utils.InputError:
+            refused += 1
+        else:
+            assert same(loaded, expected)
+    assert refused > 0.8 * flips
+
+
+OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+
+
+@pytest.mark.parametrize("error", [RuntimeError(OUT_OF_MEMORY), MemoryError()])
+def test_too_little_memory_to_read_a_checkpoint_is_not_damage(train, finished_run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    status, _, message = train("--epochs", 2, runs_dir=finished_run.parents[1])
+    assert status == 1
+    assert "error: too little memory" in message
+    assert "damaged" not in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError(OUT_OF_MEMORY), torch.cuda.OutOfMemoryError("CUDA out of memory")])
+def test_too_little_memory_to_train_is_told_in_one_line(train, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(rnn_mnist.RowReader, "rows", fail)
+    status, _, message = train()
+    assert status == 1
+    assert "error: too little memory" in message
+    assert message.count("\n") == 1
 
 
 # Settings that are forged
 
 
-@pytest.fixture
-def finished_run(train, tmp_path):
-    assert train("--epochs", "1", runs_dir=tmp_path / "finished")[0] == 0
-    return next((tmp_path / "finished" / "rnn_mnist").iterdir())
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        (None, "script", "../../somewhere"),
+        (None, "script", ["rnn_mnist"]),
+        (None, "script", "cnn_cifar10"),
+        (None, "settings", None),
+        (None, "conditions", [1]),
+        (None, "diverged", "never"),
+        ("settings", "dataset", "mnist"),
+        ("settings", "cell", "transformer"),
+        ("settings", "cell", ["rnn"]),
+        ("settings", "hidden_size", 10**12),
+        ("settings", "hidden_size", "4"),
+        ("settings", "hidden_size", 4.5),
+        ("settings", "optimizer", "rm -rf"),
+        ("settings", "lr", -1.0),
+        ("settings", "lr", math.inf),
+        ("settings", "lr", math.nan),
+        ("settings", "momentum", 1.0),
+        ("settings", "momentum", 0.9),
+        ("settings", "batch_size", 0),
+        ("settings", "seed", True),
+        ("conditions", "epochs", 10**9),
+        ("conditions", "data_source", "imaginary"),
+        ("conditions", "data_dir", 3),
+        ("conditions", "device", "tpu"),
+        ("conditions", "precision", "fp8"),
+        ("conditions", "threads", 10**6),
+        ("conditions", "parameters", None),
+    ],
+)
+def test_settings_that_no_run_can_have_are_refused(finished_run, train, part, name, value):
+    record = json.loads((finished_run / "config.json").read_text())
+    (record if part is None else record[part])[name] = value
+    checkpoint = torch.load(finished_run / "checkpoint.pt", weights_only=True)
+    torch.save({**checkpoint, "record": record}, finished_run / "checkpoint.pt")
+    assert_refused(train(runs_dir=finished_run.parents[1]), "checkpoint.pt is not of this project")
+    (finished_run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(utils.InputError, match=r"config.json is not of this project"):
+        utils.read_record(finished_run, CONFIGS)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("part", "change"),
     [
-        ("script", "../../somewhere"),
-        ("dataset", "../../etc"),
-        ("cell", "transformer"),
-        ("cell", ["rnn"]),
-        ("hidden_size", 10**12),
-        ("hidden_size", "4"),
-        ("hidden_size", 4.5),
-        ("optimizer", "rm -rf"),
-        ("lr", -1.0),
-        ("lr", math.inf),
-        ("lr", math.nan),
-        ("momentum", 1.0),
-        ("batch_size", 0),
-        ("seed", True),
-        ("epochs", 10**9),
-        ("data_source", "imaginary"),
-        ("data_dir", 3),
-        ("device", "tpu"),
-        ("precision", "fp8"),
-        ("threads", 10**6),
-        ("parameters", None),
-        ("dataset", "cifar10"),
-        ("script", ["rnn_mnist"]),
+        (None, {"history": None}),
+        (None, {"history": []}),
+        (None, {"history": [{"epoch": 1}]}),
+        (None, {"history": [{**dict.fromkeys(utils.METRICS, 1.0), "epoch": 2}]}),
+        (None, {"history": [{**dict.fromkeys(utils.METRICS, math.nan), "epoch": 1}]}),
+        (None, {"history": [{**dict.fromkeys(utils.METRICS, 10**400), "epoch": 1}]}),
+        (None, {"events": ["a"]}),
+        (None, {"events": {"before": "b", "written": torch.zeros(3, dtype=torch.uint8)}}),
+        (None, {"events": {"before": -1, "written": torch.zeros(3, dtype=torch.uint8)}}),
+        (None, {"events": {"before": 0.5, "written": torch.zeros(3, dtype=torch.uint8)}}),
+        (None, {"events": {"before": 0, "written": torch.zeros(3)}}),
+        (None, {"random": torch.zeros(3)}),
+        (None, {"random": {"cpu": torch.zeros(3)}}),
+        (None, {"state": {}}),
+        ("state", {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}}),
+        ("state", {"optimizer": None}),
+        ("state", {"model": {}}),
     ],
 )
-def test_settings_that_no_run_can_have_are_refused(finished_run, tmp_path, train, call, name, value):
-    folder = tmp_path / "rnn_mnist" / finished_run.name
-    folder.mkdir(parents=True)
-    config = {**utils.read_config(finished_run), name: value}
+def test_a_checkpoint_that_is_inconsistent_is_refused(finished_run, train, part, change):
     checkpoint = torch.load(finished_run / "checkpoint.pt", weights_only=True)
-    (folder / "metrics.csv").write_bytes((finished_run / "metrics.csv").read_bytes())
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.save({**checkpoint, "config": config}, folder / "checkpoint.pt")
-    for status, _, error in (call(visualize, folder), train()):
-        assert status == 2
-        assert "is not of this project" in error
-        assert error.count("\n") == 1
+    (checkpoint if part is None else checkpoint[part]).update(change)
+    torch.save(checkpoint, finished_run / "checkpoint.pt")
+    before = read_files(finished_run)
+    assert_refused(train(runs_dir=finished_run.parents[1]), "run its training again with --fresh")
+    assert read_files(finished_run) == before
+    assert train("--fresh", "--epochs", "1", runs_dir=finished_run.parents[1])[0] == 0
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"history": None},
-        {"history": [{"epoch": 1}]},
-        {"history": [{**dict.fromkeys(utils.METRICS, 1.0), "epoch": 2}]},
-        {"events": ["a"]},
-        {"history": [{**dict.fromkeys(utils.METRICS, math.nan), "epoch": 1}]},
-        {"events": {"a": "b"}},
-        {"events": {"a": -1}},
-        {"random": torch.zeros(3)},
-        {"optimizer": {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}}, "param_groups": []}},
-        {"optimizer": None},
-        {"model": {}},
-    ],
-)
-def test_a_checkpoint_that_is_inconsistent_is_refused(finished_run, tmp_path, train, change):
-    folder = tmp_path / "rnn_mnist" / finished_run.name
-    folder.mkdir(parents=True)
-    checkpoint = torch.load(finished_run / "checkpoint.pt", weights_only=True)
-    torch.save({**checkpoint, **change}, folder / "checkpoint.pt")
-    status, _, error = train()
-    assert status == 2
-    assert "run its training again with --fresh" in error
-    assert error.count("\n") == 1
-    assert train("--fresh", "--epochs", "1")[0] == 0
-
-
-def test_visualize_downloads_nothing(finished_run, tmp_path, call):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("metrics.csv", "checkpoint.pt"):
-        (folder / name).write_bytes((finished_run / name).read_bytes())
-    elsewhere = tmp_path / "elsewhere"
-    config = {**utils.read_config(finished_run), "data_source": "real", "data_dir": str(elsewhere)}
-    (folder / "config.json").write_text(json.dumps(config))
-    status, _, error = call(visualize, folder, "--figures", "confusion")
-    assert status == 2
-    assert f"MNIST is not in {elsewhere}" in error
-    assert not elsewhere.exists()
+def test_moments_of_another_shape_are_refused_before_a_step_uses_them(finished_run):
+    checkpoint = utils.read_checkpoint(finished_run, CONFIGS)
+    checkpoint["state"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    config = checkpoint["record"].config
+    model = rnn_mnist.RowReader(config)
+    parts = {"model": model, "optimizer": utils.make_optimizer(model, config)}
+    with pytest.raises(utils.InputError, match="do not fit its settings"):
+        utils.restore(checkpoint, parts)
 
 
 # Honest numbers
 
 
-def test_every_place_shows_the_same_figure(rnn_run, tmp_path, call):
+def test_every_place_shows_the_same_figure(rnn_run, digits):
     done, folder = rnn_run
-    run = visualize.FinishedRun(folder)
-    last = run.metrics[-1]
+    last = utils.read_metrics(folder)[-1]
     points = {(tag, step): value for tag, step, value in read_points(folder)}
     for tag, name in utils.TENSORBOARD_TAGS.items():
         assert points[tag, EPOCHS] == float(np.float32(last[name]))
     assert f"test accuracy {last['test_accuracy']:.2f} % after epoch {EPOCHS}" in done.stdout
-    assert call(visualize, folder, folder, "--figures", "results", "--output-dir", tmp_path)[0] == 0
-    row = visualize.read_table(tmp_path / "results.csv", {"mean": float, "setting": str, "seeds": int}, bool)[0]
-    assert row["mean"] == pytest.approx(last["test_accuracy"], abs=1e-9)
-    torch.set_num_threads(run.config["threads"])
-    data = run.data
-    again = utils.evaluate(run.model, data.test_images, data.test_labels, run.config["precision"])
+    checkpoint = utils.read_checkpoint(folder, CONFIGS)
+    assert checkpoint["history"][-1] == last
+    model = rnn_mnist.RowReader(checkpoint["record"].config)
+    utils.restore(checkpoint, {"model": model})
+    torch.set_num_threads(checkpoint["record"].conditions.threads)
+    again = utils.evaluate(model, digits.test)
     assert again == pytest.approx((last["test_loss"], last["test_accuracy"]), abs=1e-12)
 
 
 def test_config_says_what_the_numbers_depend_on(rnn_run):
-    config = utils.read_config(rnn_run[1])
-    assert config["versions"].keys() == {"python", "torch", "torchvision"}
-    assert config["versions"]["torch"] == str(torch.__version__)
-    assert config["versions"]["python"] == sys.version.split()[0]
-    assert config.keys() >= {"data_source", "precision", "device", "threads", "commit"}
+    conditions = utils.read_record(rnn_run[1], CONFIGS).conditions
+    assert conditions.versions.keys() == {"python", "torch", "torchvision"}
+    assert conditions.versions["torch"] == str(torch.__version__)
+    assert conditions.versions["python"] == sys.version.split()[0]
+    assert (conditions.data_source, conditions.precision, conditions.threads) == ("synthetic", "fp32", 1)
+    assert conditions.parameters == 3_970
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (config["commit"] or "").removesuffix("-dirty") == git.stdout.strip()
+    assert (conditions.commit or "").removesuffix("-dirty") == git.stdout.strip()
 
 
 # Properties, over seeded random cases
 
-
-def random_settings(rng, script):
-    settings = {"dataset": "mnist", "optimizer": rng.choice(["adam", "sgd"]), "lr": 10 ** rng.uniform(-6, -2)}
-    settings["momentum"] = rng.choice([0.0, 0.9]) if settings["optimizer"] == "sgd" else 0.0
-    settings |= {"batch_size": rng.randint(1, 200), "seed": rng.randrange(2**31)}
-    if script is rnn_mnist:
-        return settings | {"cell": rng.choice(["rnn", "gru", "lstm"]), "hidden_size": rng.randint(1, 64)}
-    return settings | {"dataset": rng.choice(["cifar10", "mnist"])}
+SMALL = {"batch_size": 200, "hidden_size": 64, "rows_before": 3, "rows_after": 3}
 
 
 @pytest.mark.parametrize("case", range(8))
 def test_any_configuration_trains_a_step_and_reloads_to_identical_outputs(case, tmp_path, monkeypatch, call):
-    rng = random.Random(case)
     script = (rnn_mnist, cnn_cifar10)[case % 2]
-    settings = random_settings(rng, script)
-    data = noise_digits(settings["batch_size"])
-    pictures = data._replace(name="cifar10", train_images=data.train_images.repeat(1, 2, 2)[:, :32, :32])
-    pictures = pictures._replace(test_images=data.test_images.repeat(1, 2, 2)[:, :32, :32])
+    config = random_config(random.Random(case), script.Config, SMALL)
+    data = noise_digits(config.batch_size)
+    bigger = [utils.Split(split.images.repeat(1, 2, 2)[:, :32, :32], split.labels) for split in data[3:]]
+    pictures = data._replace(name="cifar10", train=bigger[0], test=bigger[1])
     monkeypatch.setattr(utils, "synthetic_digits", lambda: data)
     monkeypatch.setattr(utils, "synthetic_pictures", lambda: pictures)
     kept = []
-    monkeypatch.setattr(utils, "evaluate", lambda model, *_: (kept.append(model), (1.0, 10.0))[1])
-    names = [name for name in utils.SETTINGS[script.__name__] if script is cnn_cifar10 or name != "dataset"]
-    flags = [f"--{name.replace('_', '-')}={settings[name]}" for name in names]
-    status, _, error = call(script, "--data", "synthetic", "--epochs", 1, "--runs-dir", tmp_path, *flags)
+    monkeypatch.setattr(script, "evaluate", lambda model, _: (kept.append(model), utils.Score(1.0, 10.0))[1])
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(config).items() if value is not None]
+    flags += ["--data", "synthetic", "--device", "cpu", "--epochs", 1, "--runs-dir", tmp_path]
+    status, _, error = call(script, *flags)
     assert (status, error) == (0, "")
-    run = visualize.FinishedRun(next((tmp_path / script.__name__).iterdir()))
-    assert {name: run.config[name] for name in settings} == settings
-    images = (pictures if settings["dataset"] == "cifar10" else data).test_images
-    outputs = [utils.predict(model, images, run.config["precision"]) for model in (kept[0], run.model)]
-    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    checkpoint = utils.read_checkpoint(utils.run_folder(tmp_path, config, "synthetic"), CONFIGS)
+    assert checkpoint["record"].config == config
+    network = rnn_mnist.RowReader if script is rnn_mnist else cnn_cifar10.LeNet5
+    precision = (checkpoint["record"].conditions.precision,) if script is cnn_cifar10 else ()
+    model = network(config, *precision)
+    utils.restore(checkpoint, {"model": model})
+    images = (pictures if config.dataset == "cifar10" else data).test.images
+    assert torch.equal(utils.predict(kept[0], images), utils.predict(model, images))
 
 
 @pytest.mark.parametrize("case", range(20))
-def test_any_grid_is_the_product_of_its_values_without_repeats(case):
+def test_any_grid_is_the_product_of_its_values_without_repeats(case, requested):
     rng = random.Random(case)
-    values = {"optimizer": ["adam"], "momentum": [0.0], "dataset": ["mnist"]}
-    values["lr"] = [rng.choice([0.1, 0.01, 1e-3]) for _ in range(rng.randint(1, 4))]
-    values["seed"] = [rng.randrange(4) for _ in range(rng.randint(1, 4))]
-    values["batch_size"] = [rng.choice([32, 64]) for _ in range(rng.randint(1, 3))]
-    values["hidden_size"] = [rng.randint(1, 5) for _ in range(rng.randint(1, 4))]
-    values["cell"] = [rng.choice(["rnn", "gru"]) for _ in range(rng.randint(1, 3))]
-    grid = utils.requested_settings("rnn_mnist", SimpleNamespace(report=False, **values), [])
+    values = {
+        "lr": [rng.choice([0.1, 0.01, 1e-3]) for _ in range(rng.randint(1, 4))],
+        "seed": [rng.randrange(4) for _ in range(rng.randint(1, 4))],
+        "batch_size": [rng.choice([32, 64]) for _ in range(rng.randint(1, 3))],
+        "hidden_size": [rng.randint(1, 5) for _ in range(rng.randint(1, 4))],
+        "cell": [rng.choice(["rnn", "gru"]) for _ in range(rng.randint(1, 3))],
+    }
+    words = [word for name, each in values.items() for word in (f"--{name.replace('_', '-')}", *each)]
+    grid = requested(rnn_mnist, *words)
     assert len(grid) == math.prod(len(set(each)) for each in values.values())
-    assert len({json.dumps(row) for row in grid}) == len(grid)
-    assert all(row[name] in values[name] for row in grid for name in values)
+    assert len({config.name for config in grid}) == len(grid)
+    assert all(getattr(config, name) in values[name] for config in grid for name in values)
