@@ -354,7 +354,7 @@ def activations_of(model, images):
 def filters(run):
     """Draw the first convolution's kernels before and after training, and what it changed."""
     start, trained = first_kernels(run.untrained_model()), first_kernels(run.model)
-    drawn = Figure(figsize=(WIDTH, 4.8))
+    drawn = Figure(figsize=(WIDTH, 6.6))
     panels = drawn.subplots(1, 3)
     limit, change = max(start.abs().max(), trained.abs().max()).item(), (trained - start).abs().max().item()
     shown = {"at the start": (start, limit), "trained": (trained, limit), "the change": (trained - start, change)}
@@ -1001,13 +1001,13 @@ def gabor(run, best=8):
     kernels, fit = fits["trained"]
     chosen, limit = fit.r2.topk(min(best, len(kernels))).indices, kernels.abs().max().item()
     strips = torch.stack([kernels[chosen], fit.fitted[chosen], (kernels - fit.fitted)[chosen]]).flatten(0, 1)
-    titles = [f"map {n}: {fit.r2[n]:.2f}\n{fit.orientation[n]:.0f}°, {fit.frequency[n]:.2f}" for n in chosen]
+    titles = [f"{n}: {fit.r2[n]:.2f}\n{fit.orientation[n]:.0f}°, {fit.frequency[n]:.2f}" for n in chosen]
     drawn = Figure(figsize=(WIDTH, 5.4))
     top, bottom = drawn.subfigures(2, 1, height_ratios=(1.5, 1))
     axes = top.subplots()
     _, tops, _ = draw_mosaic(axes, strips, titles, len(chosen), 1, room=2, vmin=-limit, vmax=limit)
     axes.set_yticks([top + kernels.shape[1] / 2 for top in tops], ["kernel", "fit", "residual"])
-    axes.set(xlabel="above each: R², orientation, cycles a pixel")
+    axes.set(xlabel="above each: map, R², orientation, cycles a pixel")
     axes = bottom.subplots()
     for (name, (_, each)), colour in zip(fits.items(), (AFTER, OTHER, BEFORE), strict=True):
         axes.ecdf(each.r2, color=colour, label=f"{name}: median {each.r2.median():.2f}")
@@ -1093,7 +1093,8 @@ def draw_gradient_line(axes, norms, **style):
     axes.plot(steps, np.maximum(norms, GRADIENT_FLOOR), **style)
     axes.plot(steps[gone], np.full(gone.sum(), GRADIENT_FLOOR), "v", color=style["color"], markersize=4)
     axes.set(xlabel="step: rows read", yscale="log")
-    axes.set_ylim(bottom=GRADIENT_FLOOR / 2)
+    if gone.any():
+        axes.set_ylim(bottom=GRADIENT_FLOOR / 2)
     axes.grid(alpha=0.3)
 
 
@@ -1282,7 +1283,7 @@ def compare_curves(groups):
         drawn = Figure(figsize=(WIDTH, 3.8))
         for axes, column in zip(drawn.subplots(1, 2), ("test_accuracy", "train_loss"), strict=True):
             draw_epochs(axes, groups, column)
-        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(groups), 3))
+        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         drawn.suptitle(f"{labels_of(groups)[1] or 'Accuracy and loss by epoch'}\n{about}")
         return drawn
     names = dict.fromkeys(name for group in groups for name in asdict(group[0].config))
