@@ -1185,39 +1185,49 @@ def diverged_before(folder):
         return None
 
 
-def train_run(run, train, data, alone):
-    """Train a run up to its epochs; alone: it is the only one asked for, else one that diverged before is left."""
-    if run.epoch >= run.record.conditions.epochs:
-        print(f"{run.folder}: complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
-    elif run.diverged and not alone:
-        print(f"{run.folder}: diverged in epoch {run.diverged}; --fresh starts over")
-    else:
-        torch.set_num_threads(run.record.conditions.threads)
-        torch.manual_seed(run.config.seed)
-        try:
-            train(run.config, run, data.to(run.device))
-        except TrainingError as error:
-            run.record_divergence()
-            kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
-            where = f"in epoch {run.epoch + 1} at learning rate {run.config.lr:g}"
-            message = f"{error} {where}; {kept}; try a smaller --lr"
-            if alone:
-                raise TrainingError(message) from None
-            print(f"{run.folder}: {message}", file=sys.stderr)
+def train_one(config, data, train, args, alone):
+    """Train an experiment up to --epochs, from where its run's folder stands; return its Run.
+
+    train: the script's; alone: no other experiment was asked for, else one that diverged is told and the rest goes on.
+    """
+    folder = run_folder(args.runs_dir, config, data.source)
+    quiet = redirect_stdout(io.StringIO()) if processes() > 1 else nullcontext()
+    with quiet, opened_run(folder, config, args, data.source) as run:
+        before = run.epoch
+        if run.epoch >= run.record.conditions.epochs:
+            print(f"{folder}: complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
+        elif run.diverged and not alone:
+            print(f"{folder}: diverged in epoch {run.diverged}; --fresh starts over")
+        else:
+            torch.set_num_threads(run.record.conditions.threads)
+            torch.manual_seed(config.seed)
+            try:
+                train(config, run, data.to(run.device))
+            except TrainingError as error:
+                run.record_divergence()
+                kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
+                where = f"in epoch {run.epoch + 1} at learning rate {number_text(config.lr)}"
+                message = f"{error} {where}; {kept}; try a smaller --lr"
+                if alone:
+                    raise TrainingError(message) from None
+                print(f"{folder}: {message}", file=sys.stderr)
+    if processes() > 1 and run.epoch > before:
+        print(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}", flush=True)
+    return run
 
 
-def work_through(configs, train_one):
+def work_through(configs, attempt):
     """Train a list of experiments; return their Runs in its order, and how many were refused, each with its reason.
 
-    train_one(config) returns its Run. What other processes train is left to them; the first process waits for that, and
-    takes it over should they die.
+    attempt(config) trains one and returns its Run. What other processes train is left to them; the first process waits
+    for that, and takes it over should they die.
     """
     left, runs, refused, is_announced = dict(enumerate(configs)), {}, 0, False
     while left:
         before = len(left)
         for number, config in list(left.items()):
             try:
-                runs[number] = train_one(config)
+                runs[number] = attempt(config)
             except LockedError:
                 continue
             except InputError as error:
@@ -1245,19 +1255,10 @@ def run_experiments(configs, train, args, report):
             say_once(synthetic_notice(name))
         return loaded
 
-    def train_one(config):
-        folder = run_folder(args.runs_dir, config, data(config.dataset).source)
-        with (
-            redirect_stdout(io.StringIO()) if processes() > 1 else nullcontext(),
-            opened_run(folder, config, args, data(config.dataset).source) as run,
-        ):
-            before = run.epoch
-            train_run(run, train, data(config.dataset), alone)
-        if processes() > 1 and run.epoch > before:
-            print(f"{run.folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}", flush=True)
-        return run
+    def attempt(config):
+        return train_one(config, data(config.dataset), train, args, alone)
 
-    runs, refused = ([train_one(configs[0])], 0) if alone else work_through(configs, train_one)
+    runs, refused = ([attempt(configs[0])], 0) if alone else work_through(configs, attempt)
     if runs and is_first():
         print_results(runs, min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs, report)
         for name in {run.config.dataset: run for run in runs if run.record.conditions.data_source == "synthetic"}:

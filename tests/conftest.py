@@ -92,10 +92,7 @@ def train_here(script, runs_dir, data, config, epochs=2, precision="fp32"):
     args = SimpleNamespace(
         device="cpu", precision=precision, epochs=epochs, data_dir="data", threads=1, fresh=False, runs_dir=runs_dir
     )
-    folder = utils.run_folder(runs_dir, config, data.source)
-    with utils.opened_run(folder, config, args, data.source) as run:
-        utils.train_run(run, script.train, data, alone=True)
-    return folder
+    return utils.train_one(config, data, script.train, args, alone=True).folder
 
 
 # Looking into a run's folder

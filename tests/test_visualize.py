@@ -451,7 +451,7 @@ def test_gabor_draws_the_best_fits_and_the_r2_of_all(cnn):
     fields = ("feature_map", "r2", "orientation_degrees", "cycles_per_pixel")
     best = [[float(row[name]) for name in fields] for row in trained[:8]]
     titles = [text.get_text() for text in mosaic.texts]
-    assert titles == [f"map {number:.0f}: {r2:.2f}\n{angle:.0f}°, {waves:.2f}" for number, r2, angle, waves in best]
+    assert titles == [f"{number:.0f}: {r2:.2f}\n{angle:.0f}°, {waves:.2f}" for number, r2, angle, waves in best]
     assert [label.get_text() for label in mosaic.get_yticklabels()] == ["kernel", "fit", "residual"]
     kernel, fit, residual = (mosaic.images[0].get_array()[3 + 8 * row : 8 + 8 * row, 1:6] for row in range(3))
     number = int(trained[0]["feature_map"])
