@@ -426,20 +426,23 @@ def test_occlusion_draws_what_the_square_does(cnn):
 
 def test_contribution_lists_the_strongest_maps_of_all_layers_by_class(cnn):
     first, second, heat, _ = cnn.made["contribution.png"].axes
-    bars = {}
+    bars, run = {}, cnn.run
+    (images, labels), intact = run.data.test, (run.probabilities.argmax(1) == run.data.test.labels).sum().item()
     for axes, layer in ((first, "conv1"), (second, "conv2")):
         heights = [bar.get_height() for bar in axes.patches]
+        strongest = int(axes.get_xticklabels()[0].get_text())
+        assert heights[0] == intact - (without_map(run.model, layer, images, strongest) == labels).sum().item() > 0
         assert heights == sorted(heights, reverse=True)
         assert axes.get_title() == f"one feature map of {layer}"
         for label, height in zip(axes.get_xticklabels(), heights, strict=True):
             bars[f"{layer}, map {label.get_text()}"] = height
     rows = [label.get_text() for label in heat.get_yticklabels()]
-    assert [label.get_text() for label in heat.get_xticklabels()] == [*cnn.run.data.classes, "all"]
+    assert [label.get_text() for label in heat.get_xticklabels()] == [*run.data.classes, "all"]
     lost = heat.images[0].get_array()
     assert lost.shape == (10, 11)
     assert [bars[row] for row in rows] == pytest.approx(lost[:, -1].tolist())
     assert [bars[row] for row in rows] == pytest.approx(sorted(bars.values(), reverse=True)[:10])
-    shares = torch.bincount(cnn.run.data.test.labels).double() / 100
+    shares = torch.bincount(labels).double() / 100
     assert (torch.tensor(lost[:, :-1].data) @ shares).tolist() == pytest.approx(lost[:, -1].tolist())
     assert [text.get_text() for text in heat.texts] == [f"{value:.1f}" for value in lost.flat]
 
@@ -452,6 +455,7 @@ def test_gabor_draws_the_best_fits_and_the_r2_of_all(cnn):
     best = [[float(row[name]) for name in fields] for row in trained[:8]]
     titles = [text.get_text() for text in mosaic.texts]
     assert titles == [f"{number:.0f}: {r2:.2f}\n{angle:.0f}°, {waves:.2f}" for number, r2, angle, waves in best]
+    assert mosaic.get_xlabel() == "above each: map, R², orientation, cycles a pixel"
     assert [label.get_text() for label in mosaic.get_yticklabels()] == ["kernel", "fit", "residual"]
     kernel, fit, residual = (mosaic.images[0].get_array()[3 + 8 * row : 8 + 8 * row, 1:6] for row in range(3))
     number = int(trained[0]["feature_map"])
