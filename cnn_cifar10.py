@@ -98,7 +98,10 @@ class LeNet5(nn.Module):
 
 
 def train(config, run, data):
-    """Train an experiment in its run's folder on data, a Dataset, from where the run stands."""
+    """Train an experiment in its run's folder on data, a Dataset, from where the run stands.
+
+    utils.train_one has seeded torch with config.seed.
+    """
     model = LeNet5(config, run.precision).to(run.device)
     optimizer = make_optimizer(model, config)
     run.take_up(model=model, optimizer=optimizer)

@@ -94,7 +94,10 @@ class RowReader(nn.Module):
 
 
 def train(config, run, data):
-    """Train an experiment in its run's folder on data, a Dataset, from where the run stands."""
+    """Train an experiment in its run's folder on data, a Dataset, from where the run stands.
+
+    utils.train_one has seeded torch with config.seed.
+    """
     model = RowReader(config).to(run.device)
     optimizer = make_optimizer(model, config)
     run.take_up(model=model, optimizer=optimizer)

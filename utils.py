@@ -1,7 +1,8 @@
 """What both training scripts share.
 
-From top to bottom: errors and exit statuses, data sets (real, then embedded), settings, the run's folder with its
-checkpoint and TensorBoard events, measuring, one experiment and many, command line.
+From top to bottom: errors and exit statuses, data sets (real, then embedded), settings, files, the run's folder with
+its checkpoint and TensorBoard events, measuring, the reference report and runs summed up, one experiment and many,
+command line. Begin at main(), at the end.
 """
 
 import argparse
@@ -483,7 +484,8 @@ class Checked:
 class Config(Checked):
     """The settings that define an experiment; a script's own Config adds its fields, defaults and words.
 
-    A script also says what its network can use: precisions, and most_threads (None: all).
+    It also has dataset (a key of DATASETS, a field or fixed), network (its name in words), and what its network can
+    use: precisions, and most_threads (None: all).
     """
 
     optimizer: str = setting(
@@ -1016,17 +1018,22 @@ class Summary(NamedTuple):
         )
 
 
+def epoch_seconds(run):
+    """Return the median of the training seconds of a run's epochs."""
+    return statistics.median(row["seconds"] for row in run.history)
+
+
 def summarise(runs, epoch, report):
     """Return the Summary of runs of one setting after an epoch; report: the list of Reported."""
     config, is_real = runs[0].config.setting(), runs[0].record.conditions.data_source == "real"
     rows = [row for row in report if row.config == config and is_real and epoch == REPORT_EPOCHS]
     trained = [run for run in runs if len(run.history) >= epoch]
-    seconds = [row["seconds"] for run in trained for row in run.history]
+    seconds = [epoch_seconds(run) for run in trained]
     return Summary(
         config.words() + ("" if is_real else ", synthetic data"),
         [run.history[epoch - 1]["test_accuracy"] for run in trained],
         [run.config.seed for run in runs if run not in trained],
-        statistics.median(seconds) if seconds else math.nan,
+        statistics.fmean(seconds) if seconds else math.nan,
         runs[0].record.conditions.parameters,
         rows[0] if rows else Reported(config, None),
     )

@@ -34,6 +34,7 @@ from utils import (
     ArgumentParser,
     InputError,
     Summary,
+    epoch_seconds,
     folder_name,
     group_by_setting,
     load_data,
@@ -1010,7 +1011,7 @@ def gabor(run, best=8):
     axes.set(xlabel="above each: map, R², orientation, cycles a pixel")
     axes = bottom.subplots()
     for (name, (_, each)), colour in zip(fits.items(), (AFTER, OTHER, BEFORE), strict=True):
-        axes.ecdf(each.r2, color=colour, label=f"{name}: median {each.r2.median():.2f}")
+        axes.ecdf(each.r2, color=colour, label=f"{name}: median {np.median(each.r2):.2f}")
     axes.set(xlabel="R² of the Gabor fit", ylabel="share of kernels")
     axes.legend()
     axes.grid(alpha=0.3)
@@ -1233,7 +1234,7 @@ def colours_of(groups):
     """Return a colour for each group: its network's where networks differ, else shades from dark to light."""
     networks = [group[0].config.network.partition(" ")[0] for group in groups]
     if len(set(networks)) == len(groups):
-        return [NETWORK_COLOURS[network] for network in networks]
+        return [NETWORK_COLOURS.get(network, OTHER) for network in networks]
     return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(groups)))
 
 
@@ -1388,24 +1389,22 @@ MEASUREMENTS = {
 }
 
 
+@cache
 def read_measured(run, name):
-    """Return the rows of a run's own table, one of MEASUREMENTS, empty where it was not measured."""
-    return read_table(run.folder / "figures" / f"{name}.csv", MEASUREMENTS[name].columns, MEASUREMENTS[name].is_whole)
+    """Return the rows of a run's own table, one of MEASUREMENTS, empty where it was not measured.
+
+    It is measured and written into the run's figures/ where there is a checkpoint, and read from there otherwise.
+    """
+    of = MEASUREMENTS[name]
+    if run.kind == of.script and run.has_checkpoint:
+        save(name, {f"{name}.csv": of.measure(run)}, run.folder / "figures")
+    return read_table(run.folder / "figures" / f"{name}.csv", of.columns, of.is_whole)
 
 
 def measured_groups(groups, name):
-    """Return the groups with the tables of their runs, list of (group, list of rows), measured where that is possible.
-
-    A run without a checkpoint has the table that lies in its folder.
-    """
-    found = []
-    for group in groups:
-        if group[0].kind == MEASUREMENTS[name].script:
-            for run in filter(lambda run: run.has_checkpoint, group):
-                save(name, {f"{name}.csv": MEASUREMENTS[name].measure(run)}, run.folder / "figures")
-            tables = [rows for run in group if (rows := read_measured(run, name))]
-            found += [(group, tables)] if tables else []
-    return found
+    """Return the groups that have a table, one of MEASUREMENTS, with their runs' tables: (group, list of rows)."""
+    found = [(group, [rows for run in group if (rows := read_measured(run, name))]) for group in groups]
+    return [(group, tables) for group, tables in found if tables]
 
 
 @comparison("gradients")
@@ -1509,10 +1508,6 @@ def accuracy_after(epoch):
     return lambda run: run.test_accuracy(epoch)
 
 
-def seconds(run):
-    return float(np.median([row["seconds"] for row in run.history]))
-
-
 def parameters(run):
     return float(run.record.conditions.parameters)
 
@@ -1529,6 +1524,8 @@ def gradient_kept(state, epoch, first=5, last=25):
         if not rows:
             return None
         norms = gradient_line(rows, state, epoch)
+        if len(norms) < last:
+            return None
         return (norms[first - 1] / norms[last - 1]) ** (1 / (last - first)) if norms[last - 1] else 0.0
 
     return factor
@@ -1629,7 +1626,7 @@ CLAIMS = [
     Claim(
         "7b",
         "The LSTM takes more time than the GRU, on this processor with this library.",
-        [Part(rnn("lstm", measure=seconds), rnn("gru", measure=seconds), form="{:.1f} s an epoch")],
+        [Part(rnn("lstm", measure=epoch_seconds), rnn("gru", measure=epoch_seconds), form="{:.1f} s an epoch")],
     ),
     Claim(
         "8",
@@ -1656,11 +1653,16 @@ CLAIMS = [
         "Gradients reach further back in the gated cells.",
         [
             Part(
-                rnn(cell, 30, gradient_kept(state, epoch), f"{cell.upper()}, {state} state, {when}: kept a step back"),
+                rnn(
+                    cell,
+                    30,
+                    gradient_kept(state, epoch),
+                    f"{cell.upper()}, {state} state, {when}: kept a step back, steps 25 to 5",
+                ),
                 rnn("rnn", 30, gradient_kept("hidden", epoch), f"RNN, {when}"),
                 form="{:.3f}",
             )
-            for epoch, when in ((0, "untrained"), (-1, "trained"))
+            for epoch, when in ((0, "untrained"), (REPORT_EPOCHS, "trained"))
             for cell, state in (("gru", "hidden"), ("lstm", "hidden"), ("lstm", "cell"))
         ],
     ),
@@ -1701,7 +1703,9 @@ def settle(part, settings):
 
 
 def difference_text(settled, form):
-    return "" if settled.difference is None else f"{'+' * (settled.difference >= 0)}{form.format(settled.difference)}"
+    if settled.difference is None:
+        return ""
+    return f"{'+' * (settled.difference >= 0)}{form.format(settled.difference)}".replace(" %", " points")
 
 
 def p_text(settled):
@@ -1716,13 +1720,14 @@ def span(side, values, form):
     if not known:
         return f"{name} (not measured{missing})"
     mean, low, high = (form.format(value) for value in (np.mean(known), min(known), max(known)))
-    return f"{name} {mean} ({low} to {high}, {len(known)} seeds{missing})"
+    return f"{name} {mean} ({low} to {high}, {len(known)} seed{'s' * (len(known) > 1)}{missing})"
 
 
 def verdict_of(verdicts):
     """Return the verdict on a claim of several parts."""
     if HOLDS in verdicts and FAILS in verdicts:
-        return f"holds in part ({verdicts.count(HOLDS)} of {len(verdicts)})"
+        counts = [f"{verdicts.count(each)} {each}" for each in (HOLDS, FAILS, UNDECIDED) if each in verdicts]
+        return f"holds in part ({', '.join(counts)})"
     return FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
 
 
@@ -1732,7 +1737,7 @@ RULE = (
     f"{100 * LEVEL:.0f} %: signs flipped within pairs, where the runs of a seed share their initial weights and their "
     "order of images, else all figures shuffled. A and B are similar within m when both one-sided tests against a "
     "difference of m say so. A claim does not hold when the test of the opposite succeeds, and holds in part when some "
-    "of its parts hold and others do not."
+    "of its parts hold and others do not. No verdict is drawn where a seed diverged; seeds without a figure are named."
 )
 
 

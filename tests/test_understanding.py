@@ -11,6 +11,7 @@ from torch import nn
 
 import cnn_cifar10
 import rnn_mnist
+import utils
 import visualize
 from cnn_cifar10 import LeNet5
 from rnn_mnist import RowReader
@@ -41,6 +42,15 @@ def small_network(conv1, conv2):
         layers |= {f"conv{number}": layer, f"pool{number}": nn.MaxPool2d(2), f"relu{number}": nn.ReLU()}
     model.layers = nn.Sequential(layers)
     return model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Threads that wait for each other gain nothing on networks and images this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -314,10 +324,12 @@ def test_the_square_hides_what_lies_about_its_centre():
 
 @pytest.mark.parametrize(("network", "layer"), [("random_lenet5", "conv2"), ("deep_lenet5", "conv3")])
 def test_the_map_that_is_watched_under_the_square_has_the_highest_peak_of_the_last_convolution(request, network, layer):
-    model, image = request.getfixturevalue(network), random_images(1)
+    model, image = request.getfixturevalue(network), torch.zeros(1, 32, 32)
+    image[:, 10:16, 10:16] = random_images(1, size=6)
     maps = visualize.activations_of(model, image)[layer][0]
     found = visualize.occlude(model, image, 3, 8)
     assert found.feature_map == maps.amax((1, 2)).argmax()
+    assert found.feature_map != maps.sum((1, 2)).argmax() or network == "deep_lenet5", "the peak is not the sum"
     hidden = visualize.activations_of(model, visualize.occluded(image, 8)[[5 * 32 + 7]])[layer][0]
     assert found.activity[5, 7].item() == pytest.approx(hidden[found.feature_map].sum().item(), rel=1e-4)
 
@@ -345,21 +357,33 @@ def test_silencing_a_map_is_setting_it_to_zero(request, network):
             assert torch.equal(found[number], without_map(model, layer, images, number))
 
 
-@pytest.mark.parametrize(("precision", "other"), [("fp32", "bf16"), ("bf16", "fp32")])
-def test_silencing_a_map_that_is_silent_changes_no_answer(precision, other):
-    """The classes' weights are so alike that the other arithmetic answers otherwise."""
+PRECISIONS = pytest.mark.parametrize(("precision", "other"), [("fp32", "bf16"), ("bf16", "fp32")])
+
+
+def hesitant_networks(*precisions):
+    """Return one network in several precisions: its classes are so alike that their answers depend on the precision.
+
+    Map 5 of its first convolution is silent.
+    """
     torch.manual_seed(0)
-    models, images = [LeNet5(cnn_cifar10.Config(), each) for each in (precision, other)], random_images(40)
+    models = [LeNet5(cnn_cifar10.Config(), precision) for precision in precisions]
     with torch.no_grad():
         weight, bias = models[0].layers.fc2.parameters()
         weight.copy_(weight[0] + 1e-4 * torch.randn(weight.shape))
         bias.zero_()
         for parameter in models[0].layers.conv1.parameters():
             parameter[5] = 0
-        models[1].load_state_dict(models[0].state_dict())
-        answers, others = (model(images).argmax(1) for model in models)
-        assert not torch.equal(answers, others)
-        assert torch.equal(visualize.predict_without_maps(models[0], images, "conv1")[5], answers)
+    for model in models:
+        model.load_state_dict(models[0].state_dict())
+    return models
+
+
+@PRECISIONS
+def test_silencing_a_map_that_is_silent_changes_no_answer(precision, other):
+    models, images = hesitant_networks(precision, other), random_images(40)
+    answers, others = (utils.predict(model, images).argmax(1) for model in models)
+    assert not torch.equal(answers, others)
+    assert torch.equal(visualize.predict_without_maps(models[0], images, "conv1")[5], answers)
 
 
 def test_class_accuracies_are_those_of_each_class_and_of_all():
@@ -504,9 +528,11 @@ def test_nothing_is_kept_of_a_gradient_that_vanished_altogether(measured, norms)
     assert visualize.gradient_kept("hidden", 0)(None) == 0
 
 
-def test_a_run_that_was_not_measured_keeps_no_known_factor(measured):
+def test_a_run_that_was_not_measured_after_an_epoch_keeps_no_known_factor(measured):
     measured([])
     assert visualize.gradient_kept("hidden", 0)(None) is None
+    measured(gradient_rows([1.0] * 28), gradient_rows([1.0] * 28, epoch=12))
+    assert visualize.gradient_kept("hidden", 10)(None) is None
 
 
 def test_the_share_that_reaches_the_first_row_is_that_of_the_larger_state():

@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from test_understanding import DeepLeNet5, gradient_rows, without_map
+from test_understanding import PRECISIONS, DeepLeNet5, gradient_rows, hesitant_networks, without_map
 
 import cnn_cifar10
 import utils
@@ -27,9 +27,12 @@ from visualize import SavedRun
 
 @pytest.fixture(autouse=True, scope="module")
 def _style():
-    """Draw as the script does, and leave matplotlib as it was."""
+    """Draw as the script does, in one thread, which small networks do not slow down; leave all as it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with matplotlib.rc_context(visualize.STYLE):
         yield
+    torch.set_num_threads(threads)
 
 
 def draw(folder, data, output_dir, *flags):
@@ -241,25 +244,19 @@ def test_every_place_shows_the_accuracy_of_the_arithmetic_that_the_run_was_train
     monkeypatch.setattr(visualize, "picture_bytes", lambda figure: b"")
     config = cnn_cifar10.Config(lr=1e-3)
     folder = train_here(cnn_cifar10, tmp_path / "runs", few_pictures, config, epochs=1, precision=precision)
-    drawn = draw(folder, few_pictures, tmp_path, "--figures", "confusion", "contribution")
+    drawn = draw(folder, few_pictures, tmp_path, "--figures", "confusion")
     (row,) = read_rows(folder)
     accuracy, loss = float(row["test_accuracy"]), float(row["test_loss"])
     assert f" {accuracy:.2f} % of 40 test images" in drawn.made["confusion.png"].get_suptitle()
     assert call(visualize, folder, folder, "--figures", "results", "--output-dir", tmp_path)[0] == 0
     assert read_table(tmp_path / "results.csv")[0]["mean"] == f"{accuracy:.2f}"
     # Of 40 images both arithmetics may find as many; the loss tells them apart.
-    (images, labels), run = few_pictures.test, drawn.run
+    images, run = few_pictures.test.images, drawn.run
     assert utils.evaluate(run.model, few_pictures.test) == pytest.approx((loss, accuracy), abs=1e-12)
     assert torch.equal(run.probabilities, utils.predict(run.model, images).softmax(1))
     other = cnn_cifar10.LeNet5(config, {"fp32": "bf16", "bf16": "fp32"}[precision])
     other.load_state_dict(run.model.state_dict())
     assert abs(utils.evaluate(other, few_pictures.test).loss - loss) > 1e-7
-    for axes, layer in zip(drawn.made["contribution.png"].axes, ("conv1", "conv2"), strict=False):
-        order = [int(text.get_text()) for text in axes.get_xticklabels()]
-        assert sorted(order) == list(range(len(axes.patches)))
-        for place in (0, len(order) // 2, len(order) - 1):
-            silenced = 100 * (without_map(run.model, layer, images, order[place]) == labels).double().mean().item()
-            assert axes.patches[place].get_height() == pytest.approx(accuracy - silenced)
 
 
 def test_every_place_shows_the_same_figures_of_a_recurrent_run(rnn_run, rnn, tmp_path, call):
@@ -447,6 +444,20 @@ def test_contribution_lists_the_strongest_maps_of_all_layers_by_class(cnn):
     assert [text.get_text() for text in heat.texts] == [f"{value:.1f}" for value in lost.flat]
 
 
+@PRECISIONS
+def test_contribution_compares_answers_of_one_arithmetic(few_pictures, precision, other):
+    """A map that is silent anyway is worth nothing."""
+    model, otherwise = hesitant_networks(precision, other)
+    probabilities = utils.predict(model, few_pictures.test.images).softmax(1)
+    answers = [utils.predict(each, few_pictures.test.images).argmax(1) for each in (model, otherwise)]
+    assert not torch.equal(*answers)
+    run = SimpleNamespace(model=model, data=few_pictures, probabilities=probabilities, title="")
+    axes = visualize.contribution(run).axes[0]
+    lost = dict(zip((int(text.get_text()) for text in axes.get_xticklabels()), axes.patches, strict=True))
+    assert sorted(lost) == list(range(32))
+    assert lost[5].get_height() == 0
+
+
 def test_gabor_draws_the_best_fits_and_the_r2_of_all(cnn):
     rows = read_table(cnn.folder / "gabor.csv")
     trained = sorted((row for row in rows if row["kernels"] == "trained"), key=lambda row: -float(row["r2"]))
@@ -464,7 +475,7 @@ def test_gabor_draws_the_best_fits_and_the_r2_of_all(cnn):
     for line, name in zip(shares.lines, ("trained", "shuffled", "untrained"), strict=True):
         values = sorted(float(row["r2"]) for row in rows if row["kernels"] == name)
         assert line.get_xdata()[1:].tolist() == pytest.approx(values, rel=1e-5)
-        assert line.get_label() == f"{name}: median {torch.tensor(values).median():.2f}"
+        assert line.get_label() == f"{name}: median {np.median(values):.2f}"
 
 
 # Networks of another shape
