@@ -1214,6 +1214,8 @@ def labels_of(groups):
     for words, group in zip(said, groups, strict=True):
         epochs = epochs_of(group)
         words["epochs"] = "" if epochs == REPORT_EPOCHS else f"only {epochs} epochs"
+        lost = len(group) - len(accuracies_of(group))
+        words["diverged"] = f"{lost} of {len(group)} diverged" if lost else ""
     common = {name: text for name, text in said[0].items() if all(words.get(name) == text for words in said)}
     own = [", ".join(text for name, text in words.items() if text and name not in common) for words in said]
     return own, ", ".join(filter(None, common.values()))
