@@ -1470,6 +1470,12 @@ HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 LEVEL = 0.05
 
 
+@cache
+def choices(total, count):
+    """Return every choice of count numbers below total, int (choices, count)."""
+    return np.array(list(itertools.combinations(range(total), count)))
+
+
 def permutation_p(these, those, paired):
     """Return the one-sided p-value of 'the mean of these is above the mean of those', by the exact permutation test.
 
@@ -1482,8 +1488,7 @@ def permutation_p(these, those, paired):
         sums, measured = signs @ (these - those), (these - those).sum()
     else:
         pooled = np.concatenate([these, those])
-        chosen = np.array(list(itertools.combinations(range(len(pooled)), len(these))))
-        sums, measured = pooled[chosen].sum(1), these.sum()
+        sums, measured = pooled[choices(len(pooled), len(these))].sum(1), these.sum()
     return float((sums >= measured - 1e-9 * max(1, abs(measured))).mean())
 
 
