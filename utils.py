@@ -1321,13 +1321,16 @@ def experiment_parser(config_class, description):
             one.help if one.default is None else f"{one.help}; default: {number_text(one.default)}".removeprefix("; ")
         )
         flag(one.flag, nargs="+", type=one.parse, metavar=metavar, help=text.replace("%", "%%"))
-    epochs = Setting("epochs", int, 10, minimum=1, maximum=999)
-    flag("--epochs", type=epochs.parse, default=10, metavar="INT", help="in all; default: 10")
+    conditions = {one.name: one for one in settings_of(Conditions)}
+    epochs, sources, devices = (conditions[name] for name in ("epochs", "data_source", "device"))
+    flag(
+        "--epochs", type=epochs.parse, default=epochs.default, metavar="INT", help=f"in all; default: {epochs.default}"
+    )
     real_first = "auto: the real set if it is there or can be downloaded, else the embedded one; default: auto"
-    flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=real_first)
+    flag("--data", choices=("auto", *sources.choices), default="auto", help=real_first)
     flag("--data-dir", type=folder_name, default="data", help="where the real sets lie or shall lie; default: data")
     flag("--runs-dir", type=folder_name, default="runs", help="where the run's folder is made; default: runs")
-    flag("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    flag("--device", choices=("auto", *devices.choices), default="auto", help="default: auto")
     if len(config_class.precisions) > 1:
         native = f"auto: {config_class.precisions[0]} where the hardware multiplies it natively; default: auto"
         flag("--precision", choices=("auto", *config_class.precisions), default="auto", help=native)

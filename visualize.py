@@ -1144,7 +1144,7 @@ def reading(run, count=5):
     top, bottom = drawn.subfigures(2, 1, height_ratios=(2, 1))
     for number, (picture, heat) in zip(chosen, top.subplots(2, len(chosen), height_ratios=(1, 1.4)).T, strict=True):
         steps, ticks = (rows + 0.5, 0.5), [1, rows // 2, rows]
-        shown = model_input(run.model, images[number])
+        shown = run.model.rows(images[number][None])[0]
         picture.imshow(shown, cmap="gray", extent=(0.5, shown.shape[1] + 0.5, *steps))
         picture.set(xticks=[], yticks=ticks, title=f"a {run.data.classes[labels[number]]}")
         extent = (-0.5, probabilities.shape[2] - 0.5, *steps)
@@ -1161,11 +1161,6 @@ def reading(run, count=5):
     axes.grid(alpha=0.3)
     drawn.suptitle(f"What the network answers as it reads, row after row\n{run.title}")
     return drawn
-
-
-def model_input(model, image):
-    """Return what a recurrent network reads of an image (H, W), float32 (steps, pixels)."""
-    return model.rows(image[None])[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1202,9 +1197,9 @@ def epochs_of(group):
     return min([REPORT_EPOCHS, *finished])
 
 
-def accuracies_of(group, epoch=None):
-    """Return the test accuracies in percent of a group's runs after an epoch, but of those that diverged before."""
-    found = [run.test_accuracy(epoch or epochs_of(group)) for run in group]
+def accuracies_of(group):
+    """Return the test accuracies in percent of a group's runs where it is compared, without those that diverged."""
+    found = [run.test_accuracy(epochs_of(group)) for run in group]
     return [accuracy for accuracy in found if accuracy is not None]
 
 
@@ -1324,7 +1319,8 @@ def draw_against(name, groups):
             continue
         is_error = min(np.mean(accuracies_of(group) or [0]) for group in family) > 90
         for place, (group, colour) in enumerate(zip(family, colours_of(family), strict=True)):
-            values = 100 - np.array(accuracies_of(group)) if is_error else np.array(accuracies_of(group))
+            values = np.array(accuracies_of(group))
+            values = 100 - values if is_error else values
             axes.plot(place + np.linspace(-0.15, 0.15, len(values)), values, ".", color=colour)
             if len(values):
                 axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
@@ -1780,7 +1776,7 @@ def claims(groups):
 
 def first_lines(drawings):
     """Return a line of help for each figure, from its docstring."""
-    return "\n".join(f"    {name:14} {(draw.__doc__ or '').splitlines()[0]}" for name, draw in drawings.items())
+    return "\n".join(f"    {name:14} {draw.__doc__.splitlines()[0]}" for name, draw in drawings.items())
 
 
 def visualize_run(run, names, output_dir):

@@ -1,5 +1,6 @@
 import csv
 import logging
+import math
 import os
 import shutil
 import signal
@@ -93,6 +94,48 @@ def train_here(script, runs_dir, data, config, epochs=2, precision="fp32"):
         device="cpu", precision=precision, epochs=epochs, data_dir="data", threads=1, fresh=False, runs_dir=runs_dir
     )
     return utils.train_one(config, data, script.train, args, alone=True).folder
+
+
+# What nobody should write into a run's folder: (part of config.json, name, value), and code in a checkpoint
+
+FORGED = [
+    (None, "script", "../../somewhere"),
+    (None, "script", ["rnn_mnist"]),
+    (None, "script", "cnn_cifar10"),
+    (None, "settings", None),
+    (None, "conditions", [1]),
+    (None, "diverged", "never"),
+    ("settings", "dataset", "mnist"),
+    ("settings", "dataset", "../../etc"),
+    ("settings", "cell", "transformer"),
+    ("settings", "cell", ["rnn"]),
+    ("settings", "hidden_size", 10**12),
+    ("settings", "hidden_size", "4"),
+    ("settings", "hidden_size", 4.5),
+    ("settings", "optimizer", "rm -rf"),
+    ("settings", "lr", -1.0),
+    ("settings", "lr", math.inf),
+    ("settings", "lr", math.nan),
+    ("settings", "momentum", 1.0),
+    ("settings", "momentum", 0.9),
+    ("settings", "batch_size", 0),
+    ("settings", "seed", True),
+    ("conditions", "epochs", 10**9),
+    ("conditions", "data_source", "imaginary"),
+    ("conditions", "data_dir", 3),
+    ("conditions", "device", "tpu"),
+    ("conditions", "precision", "fp8"),
+    ("conditions", "threads", 10**6),
+    ("conditions", "parameters", None),
+]
+
+
+class Intruder:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
 
 
 # Looking into a run's folder

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import CONFIGS, assert_refused, read_files, run_command
+from conftest import CONFIGS, Intruder, assert_refused, read_files, run_command
 
 import cnn_cifar10
 import rnn_mnist
@@ -123,14 +123,6 @@ def test_a_truncated_checkpoint_is_refused_and_left_alone(retrain, copied_run):
     before = read_files(copied_run)
     assert_refused(retrain(), "checkpoint.pt is damaged or not of this project")
     assert read_files(copied_run) == before
-
-
-class Intruder:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def test_a_foreign_checkpoint_is_refused_and_its_code_is_not_run(retrain, copied_run, tmp_path):

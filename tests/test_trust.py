@@ -25,6 +25,7 @@ import torch
 from conftest import (
     CONFIGS,
     EPOCHS,
+    FORGED,
     NOISE_FLAGS,
     NOISE_NAME,
     ROOT,
@@ -514,38 +515,7 @@ def test_too_little_memory_to_train_is_told_in_one_line(train, monkeypatch, erro
 # Settings that are forged
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "value"),
-    [
-        (None, "script", "../../somewhere"),
-        (None, "script", ["rnn_mnist"]),
-        (None, "script", "cnn_cifar10"),
-        (None, "settings", None),
-        (None, "conditions", [1]),
-        (None, "diverged", "never"),
-        ("settings", "dataset", "mnist"),
-        ("settings", "cell", "transformer"),
-        ("settings", "cell", ["rnn"]),
-        ("settings", "hidden_size", 10**12),
-        ("settings", "hidden_size", "4"),
-        ("settings", "hidden_size", 4.5),
-        ("settings", "optimizer", "rm -rf"),
-        ("settings", "lr", -1.0),
-        ("settings", "lr", math.inf),
-        ("settings", "lr", math.nan),
-        ("settings", "momentum", 1.0),
-        ("settings", "momentum", 0.9),
-        ("settings", "batch_size", 0),
-        ("settings", "seed", True),
-        ("conditions", "epochs", 10**9),
-        ("conditions", "data_source", "imaginary"),
-        ("conditions", "data_dir", 3),
-        ("conditions", "device", "tpu"),
-        ("conditions", "precision", "fp8"),
-        ("conditions", "threads", 10**6),
-        ("conditions", "parameters", None),
-    ],
-)
+@pytest.mark.parametrize(("part", "name", "value"), FORGED)
 def test_settings_that_no_run_can_have_are_refused(finished_run, train, part, name, value):
     record = json.loads((finished_run / "config.json").read_text())
     (record if part is None else record[part])[name] = value

@@ -1,8 +1,6 @@
 """visualize.py: what a user can get wrong ends with the right status and one helpful line, and costs nothing."""
 
 import json
-import math
-import os
 import pickle
 import re
 import shlex
@@ -11,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CONFIGS, assert_refused, read_files, run_command
+from conftest import CONFIGS, FORGED, Intruder, assert_refused, read_files, run_command
 
 import cnn_cifar10
 import rnn_mnist
@@ -139,14 +137,6 @@ def test_a_truncated_checkpoint_is_refused_and_left_alone(call, copied_run):
     assert read_files(copied_run) == before
 
 
-class Intruder:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 def test_a_foreign_checkpoint_is_refused_and_its_code_is_not_run(call, copied_run, tmp_path):
     path = copied_run / "checkpoint.pt"
     path.write_bytes(pickle.dumps(Intruder(tmp_path / "intruder")))
@@ -229,38 +219,7 @@ def two_runs(folder, kind, trained):
     return folder / "0"
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "value"),
-    [
-        (None, "script", "../../somewhere"),
-        (None, "script", ["rnn_mnist"]),
-        (None, "script", "cnn_cifar10"),
-        (None, "settings", None),
-        (None, "conditions", [1]),
-        (None, "diverged", "never"),
-        ("settings", "dataset", "mnist"),
-        ("settings", "dataset", "../../etc"),
-        ("settings", "cell", "transformer"),
-        ("settings", "cell", ["rnn"]),
-        ("settings", "hidden_size", 10**12),
-        ("settings", "hidden_size", "4"),
-        ("settings", "hidden_size", 4.5),
-        ("settings", "optimizer", "rm -rf"),
-        ("settings", "lr", -1.0),
-        ("settings", "lr", math.inf),
-        ("settings", "lr", math.nan),
-        ("settings", "momentum", 1.0),
-        ("settings", "batch_size", 0),
-        ("settings", "seed", True),
-        ("conditions", "epochs", 10**9),
-        ("conditions", "data_source", "imaginary"),
-        ("conditions", "data_dir", 3),
-        ("conditions", "device", "tpu"),
-        ("conditions", "precision", "fp8"),
-        ("conditions", "threads", 10**6),
-        ("conditions", "parameters", None),
-    ],
-)
+@pytest.mark.parametrize(("part", "name", "value"), FORGED)
 def test_settings_that_no_run_can_have_are_refused(call, copied_run, part, name, value):
     record = json.loads((copied_run / "config.json").read_text())
     (record if part is None else record[part])[name] = value
