@@ -15,12 +15,12 @@ weights after every epoch.
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import utils
+from utils import DATASETS, Metrics, Reported, evaluate, main, make_optimizer, setting
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-import utils
-from utils import DATASETS, Metrics, Reported, evaluate, main, make_optimizer, setting
 
 
 @dataclass(frozen=True)

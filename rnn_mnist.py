@@ -14,12 +14,12 @@ epoch.
 
 from dataclasses import dataclass
 
+import utils
+from utils import Metrics, Reported, evaluate, main, make_optimizer, setting
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-import utils
-from utils import Metrics, Reported, evaluate, main, make_optimizer, setting
 
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081

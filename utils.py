@@ -36,6 +36,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent and os.environ.get("RANK", "0") == "0":
+    with suppress(OSError):
+        print("loading torch ...", flush=True)  # which takes seconds
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -662,12 +666,16 @@ class Run:
         if checkpoint:
             self.history = checkpoint["history"]
             self._publish(checkpoint["events"])  # a kill may have come before it
+        self._begun = self.epoch
 
     config = property(lambda self: self.record.config)
     device = property(lambda self: self.record.conditions.device)
     precision = property(lambda self: self.record.conditions.precision)
     diverged = property(lambda self: self.record.diverged)
     epoch = property(lambda self: len(self.history), doc="The last epoch that was finished, 0 at the start.")
+    has_grown = property(
+        lambda self: self.epoch > self._begun, doc="Whether an epoch was finished since it was opened."
+    )
 
     def take_up(self, **parts):
         """Restore the parts of an experiment from the checkpoint, if there is one, and open TensorBoard's file.
@@ -789,9 +797,10 @@ def memory_writer(folder, is_new):
     return writer
 
 
-def hyperparameters(record):
+def hyperparameters(record, **others):
     """Return TensorBoard's HParams records of a run, for the run itself; the metrics are the scalars it has anyway.
 
+    others: values to show beside or instead of the record's; what is None is not shown.
     The first, which lists an experiment's columns, is left out by Run: TensorBoard then collects them over all runs, so
     that different kinds of network share one table.
     """
@@ -799,7 +808,7 @@ def hyperparameters(record):
 
     conditions = ("data_source", "device", "precision", "threads", "epochs", "parameters")
     shown = asdict(record.config) | {name: getattr(record.conditions, name) for name in conditions}
-    known = {name: value for name, value in shown.items() if value is not None}
+    known = {name: value for name, value in (shown | others).items() if value is not None}
     return hparams(known, dict.fromkeys(TENSORBOARD_TAGS, 0.0))
 
 
@@ -980,6 +989,11 @@ class Reported(NamedTuple):
     accuracy: float | None
     remark: str = ""
 
+    @property
+    def comparable(self):
+        """The figure that runs are compared with, None where there is none."""
+        return None if self.remark else self.accuracy
+
 
 class Summary(NamedTuple):
     """Runs of one setting: test accuracies in percent after an epoch, one a seed; diverged: the seeds without one."""
@@ -998,8 +1012,8 @@ class Summary(NamedTuple):
 
     def row(self):
         """Return the texts below COLUMNS; difference: mean - reported; within: whether the seeds span the reported."""
-        reported, remark = self.reported.accuracy, self.reported.remark
-        comparable = reported is not None and not remark and bool(self.accuracies)
+        reported = self.reported.accuracy
+        comparable = self.reported.comparable is not None and bool(self.accuracies)
         mean = statistics.fmean(self.accuracies) if self.accuracies else math.nan
         several, seeds = len(self.accuracies) > 1, len(self.accuracies) + len(self.diverged)
         within = comparable and min(self.accuracies) <= reported <= max(self.accuracies)
@@ -1014,7 +1028,7 @@ class Summary(NamedTuple):
             f"{len(self.diverged)} of {seeds}: seed {' '.join(map(str, self.diverged))}" if self.diverged else "",
             f"{self.seconds:.1f}" if self.accuracies else "",
             str(self.parameters),
-            remark,
+            self.reported.remark,
         )
 
 
@@ -1055,22 +1069,29 @@ def filled_columns(columns, rows):
     return [[row[number] for number in kept] for row in (columns, *rows)]
 
 
+def results_head(epoch):
+    return f"Test accuracy in % after epoch {epoch}: mean and standard deviation over seeds"
+
+
 def print_results(runs, epoch, report):
-    """Print the test accuracy of a single run, or an aligned table of the Summary of each setting."""
+    """Print the test accuracy of a single run, or an aligned table of the Summary of each setting.
+
+    Runs on embedded data have a table of their own.
+    """
     if len(runs) == 1 and runs[0].history:
         accuracy, epoch = runs[0].history[-1]["test_accuracy"], runs[0].epoch
-        reported = summarise(runs, epoch, report).reported
-        compared = (
-            f" (the reference report: {reported.accuracy} %)" if reported.accuracy and not reported.remark else ""
-        )
+        reported = summarise(runs, epoch, report).reported.comparable
+        compared = f" (the reference report: {reported} %)" if reported else ""
         print(f"test accuracy {accuracy:.2f} % after epoch {epoch}{compared}")
         return
-    rows = filled_columns(Summary.COLUMNS, [summarise(group, epoch, report).row() for group in group_by_setting(runs)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print(f"\ntest accuracy in % after epoch {epoch}")
-    for name, *figures in rows:
-        aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
-        print("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+    for source in dict.fromkeys(run.record.conditions.data_source for run in runs):
+        groups = group_by_setting(run for run in runs if run.record.conditions.data_source == source)
+        rows = filled_columns(Summary.COLUMNS, [summarise(group, epoch, report).row() for group in groups])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        print(f"\n{results_head(epoch)}")
+        for name, *figures in rows:
+            aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
+            print("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1200,7 +1221,6 @@ def train_one(config, data, train, args, alone):
     folder = run_folder(args.runs_dir, config, data.source)
     quiet = redirect_stdout(io.StringIO()) if processes() > 1 else nullcontext()
     with quiet, opened_run(folder, config, args, data.source) as run:
-        before = run.epoch
         if run.epoch >= run.record.conditions.epochs:
             print(f"{folder}: complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
         elif run.diverged and not alone:
@@ -1218,20 +1238,48 @@ def train_one(config, data, train, args, alone):
                 if alone:
                     raise TrainingError(message) from None
                 print(f"{folder}: {message}", file=sys.stderr)
-    if processes() > 1 and run.epoch > before:
+    if processes() > 1 and run.has_grown:
         print(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}", flush=True)
     return run
 
 
-def work_through(configs, attempt):
+def has_ended(config, args):
+    """Whether an experiment's folder says, whoever trained it, that it is complete or that it diverged."""
+    sources = ("real", "synthetic") if args.data == "auto" else (args.data,)
+    folders = [run_folder(args.runs_dir, config, source) for source in sources]
+    with suppress(InputError):
+        return any(len(read_metrics(each)) >= args.epochs or diverged_before(each) for each in folders)
+    return False
+
+
+def tell_progress(done, total, before, start):
+    """Print how many runs of a list are done and, as the ones since start took, how long the rest will take.
+
+    before: how many were done at the start, a time.monotonic().
+    """
+    left = ""
+    if before < done < total:
+        minutes = (time.monotonic() - start) / (done - before) * (total - done) / 60
+        left = f", about {math.ceil(minutes)} min left"
+    print(f"{done} of {total} runs done{left}", flush=True)
+
+
+def work_through(configs, attempt, is_done):
     """Train a list of experiments; return their Runs in its order, and how many were refused, each with its reason.
 
-    attempt(config) trains one and returns its Run. What other processes train is left to them; the first process waits
-    for that, and takes it over should they die.
+    attempt(config) trains one and returns its Run; is_done(config): whether one that is left needs no more training.
+    What other processes train is left to them; the first process waits for that, and takes it over should they die.
     """
     left, runs, refused, is_announced = dict(enumerate(configs)), {}, 0, False
+
+    def done():
+        return len(runs) + sum(map(is_done, left.values()))
+
+    start, before = time.monotonic(), done()
+    if is_first():
+        tell_progress(before, len(configs), before, start)
     while left:
-        before = len(left)
+        left_before = len(left)
         for number, config in list(left.items()):
             try:
                 runs[number] = attempt(config)
@@ -1241,7 +1289,9 @@ def work_through(configs, attempt):
                 refused += 1
                 print(f"error: {error}", file=sys.stderr)
             del left[number]
-        if len(left) == before:  # other processes train all that is left
+            if number in runs and runs[number].has_grown:
+                tell_progress(done(), len(configs), before, start)
+        if len(left) == left_before:  # other processes train all that is left
             if not is_first():
                 break
             if not is_announced:
@@ -1265,13 +1315,19 @@ def run_experiments(configs, train, args, report):
     def attempt(config):
         return train_one(config, data(config.dataset), train, args, alone)
 
-    runs, refused = ([attempt(configs[0])], 0) if alone else work_through(configs, attempt)
+    def is_done(config):
+        return not args.fresh and has_ended(config, args)
+
+    runs, refused = ([attempt(configs[0])], 0) if alone else work_through(configs, attempt, is_done)
     if runs and is_first():
         print_results(runs, min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs, report)
         for name in {run.config.dataset: run for run in runs if run.record.conditions.data_source == "synthetic"}:
             print(synthetic_notice(name))
         print(f"\nNext:\n  tensorboard --logdir {curves_folder(runs)}")
         print(f"  python visualize.py {runs[0].folder if alone else args.runs_dir}")
+        if len(runs) > len(group_by_setting(runs)):
+            means = Path(args.runs_dir, "comparison", "tensorboard", runs[0].config.script())
+            print(f"  tensorboard --logdir {means}  (after it: the means over seeds)")
     if refused and is_first():  # another process that failed would end them all
         raise InputError(f"{refused} of {len(configs)} runs could not be trained, for the reasons given above")
 

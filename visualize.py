@@ -12,10 +12,42 @@ import io
 import itertools
 import math
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
+
+import cnn_cifar10
+import rnn_mnist
+from utils import (
+    EVENTS,
+    REPORT_EPOCHS,
+    TENSORBOARD_TAGS,
+    ArgumentParser,
+    InputError,
+    Summary,
+    epoch_seconds,
+    folder_name,
+    group_by_setting,
+    hyperparameters,
+    load_data,
+    load_tensors,
+    memory_writer,
+    number_text,
+    predict,
+    read_checkpoint,
+    read_metrics,
+    read_record,
+    restore,
+    results_head,
+    run_folder,
+    run_script,
+    settings_of,
+    summarise,
+    synthetic_notice,
+    table_text,
+    write_atomically,
+)
 
 import matplotlib
 import numpy as np
@@ -26,32 +58,6 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
-
-import cnn_cifar10
-import rnn_mnist
-from utils import (
-    REPORT_EPOCHS,
-    ArgumentParser,
-    InputError,
-    Summary,
-    epoch_seconds,
-    folder_name,
-    group_by_setting,
-    load_data,
-    load_tensors,
-    number_text,
-    predict,
-    read_checkpoint,
-    read_metrics,
-    read_record,
-    restore,
-    run_script,
-    settings_of,
-    summarise,
-    synthetic_notice,
-    table_text,
-    write_atomically,
-)
 
 CNN, RNN = cnn_cifar10.Config.script(), rnn_mnist.Config.script()
 CONFIGS = {CNN: cnn_cifar10.Config, RNN: rnn_mnist.Config}
@@ -188,16 +194,14 @@ def comparison(name):
 
 
 def save(name, made, folder):
-    """Write what a figure returned into a folder: pictures, tables and texts."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write what a figure returned into a folder: pictures, tables, texts and bytes."""
     for file, content in (made if isinstance(made, dict) else {f"{name}.png": made}).items():
         if isinstance(content, Figure):
             content = picture_bytes(content)
         elif isinstance(content, Table):
-            content = table_text(content.columns, [map(cell_text, row.values()) for row in content.rows]).encode()
-        else:
-            content = content.encode()
-        write_atomically(folder / file, content)
+            content = table_text(content.columns, [map(cell_text, row.values()) for row in content.rows])
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / file, content.encode() if isinstance(content, str) else content)
         tqdm.write(str(folder / file))
 
 
@@ -258,6 +262,13 @@ def confusion_matrix(labels, predicted, classes):
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
+def write_cells(axes, values, is_dark, form):
+    """Write values into the cells of a picture of them, in white where it is dark."""
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if is_dark[row, column] else "black"
+        axes.text(column, row, form.format(value), ha="center", va="center", fontsize=7, color=colour)
+
+
 @figure()
 def confusion(run):
     """Draw the confusion matrix of the test images, the errors shaded, with the accuracy of each class."""
@@ -267,9 +278,7 @@ def confusion(run):
     drawn = Figure(figsize=(WIDTH, 6.4))
     axes = drawn.subplots()
     shown = axes.imshow(errors, cmap=matplotlib.colormaps["Oranges"].with_extremes(bad="#d6e6f2"), vmin=0)
-    for row, column in np.ndindex(*counts.shape):
-        colour = "white" if row != column and counts[row, column] > 0.6 * errors.max() else "black"
-        axes.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    write_cells(axes, counts, (errors > 0.6 * errors.max()).filled(False), "{:d}")
     positions = range(len(classes))
     axes.set_xticks(positions, classes, rotation=45 if max(map(len, classes)) > 1 else 0, ha="center")
     axes.set_yticks(positions, classes)
@@ -328,6 +337,48 @@ def examples(run, rows=2):
     axes.set(xlabel="true class; above each image the predicted one and its probability", ylabel="classified")
     drawn.suptitle(f"Test images, the first of each class that are classified right and wrong\n{run.title}")
     return drawn
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A linear classifier, which tells how readable the class is inside a network (Zeiler & Fergus, Table 7)
+# ---------------------------------------------------------------------------------------------------------------------
+
+RIDGE_STRENGTHS = (0.01, 0.1, 1.0)
+RIDGE_IMAGES = 10_000  # training images, the first
+
+
+def ridge_classifiers(features, labels, classes, strengths):
+    """Return a linear classifier for each strength, in closed form: ridge regression on the classes as 0 and 1.
+
+    features: float32 (N, D); labels: int64 (N,); strengths: of the penalty on the squared weights, in multiples of the
+    features' mean variance. Each is (weights, bias), float32 (D, classes) and (classes,); the bias bears no penalty.
+    """
+    centre, targets = features.mean(0), F.one_hot(labels, classes).float()
+    centred = features - centre
+    products, responses = centred.T @ centred, centred.T @ (targets - targets.mean(0))
+    found, variance = [], products.diagonal().mean()
+    for strength in strengths:
+        penalty = strength * variance + 1e-6  # features that are the same for all images have no variance
+        factor = torch.linalg.cholesky(products + penalty * torch.eye(len(products)))
+        weights = torch.cholesky_solve(responses, factor)
+        found.append((weights, targets.mean(0) - centre @ weights))
+    return found
+
+
+def readable(features, labels, test_features, test_labels, classes):
+    """Return the accuracy in percent on test features of a ridge classifier that was fitted to features (N, D).
+
+    The strength is the one of RIDGE_STRENGTHS that is best on the last fifth of the features, which are not fitted.
+    """
+    fitted = len(features) * 4 // 5
+    found = ridge_classifiers(features[:fitted], labels[:fitted], classes, RIDGE_STRENGTHS)
+
+    def right(classifier, features, labels):
+        weights, bias = classifier
+        return 100 * ((features @ weights + bias).argmax(1) == labels).double().mean().item()
+
+    best = max(found, key=lambda classifier: right(classifier, features[fitted:], labels[fitted:]))
+    return right(best, test_features, test_labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -431,6 +482,57 @@ def activations_table(statistics):
         by_map = zip(mean, spread, values["std_across_images"], values["zeros"], strict=True)
         rows += [(layer, str(number), *numbers) for number, numbers in enumerate(by_map)]
     return Table(columns, [dict(zip(columns, row, strict=True)) for row in rows])
+
+
+LAYERS = {"network": str, "layer": str, "accuracy": float}
+LAYER_STATES = ("trained", "untrained")
+
+
+@torch.inference_mode()
+def layer_features(model, images, batch_size=500):
+    """Return the pixels of images (N, H, W) and each rectified layer by the name of what it rectifies, (N, D) each."""
+    collected = {"pixels": [images.flatten(1).float() / 255]}
+    for batch in images.split(batch_size):
+        before = None
+        for name, output in model.outputs(batch).items():
+            if isinstance(getattr(model.layers, name), nn.ReLU):
+                collected.setdefault(before, []).append(output.float().flatten(1))
+            before = name
+    return {name: torch.cat(parts) for name, parts in collected.items()}
+
+
+def measure_layers(run):
+    """Return how readable the class is, in percent of the test images, from each layer, trained and not, a Table."""
+    rows, train, test = [], run.data.train, run.data.test
+    for state, model in zip(LAYER_STATES, (run.model, run.untrained_model()), strict=True):
+        fitted, tested = (layer_features(model, images) for images in (train.images[:RIDGE_IMAGES], test.images))
+        for layer, features in fitted.items():
+            labels = train.labels[: len(features)]
+            accuracy = readable(features, labels, tested[layer], test.labels, len(run.data.classes))
+            rows.append({"network": state, "layer": layer, "accuracy": accuracy})
+    return Table(LAYERS, rows)
+
+
+@figure(CNN)
+def layers(run):
+    """Draw, as in Table 7, how readable the class is for a linear classifier, layer by layer, trained and untrained."""
+    table = measure_layers(run)
+    drawn = Figure(figsize=(WIDTH, 3.6))
+    axes = drawn.subplots()
+    axes.axhline(run.history[-1]["test_accuracy"], color=OTHER, linestyle="--", label="the network's own answer")
+    for state, colour, away in zip(LAYER_STATES, (AFTER, BEFORE), (7, -14), strict=True):
+        line = [(row["layer"], row["accuracy"]) for row in table.rows if row["network"] == state]
+        axes.plot(*zip(*line, strict=True), "o-", color=colour, label=f"{state} network")
+        look = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+        look["bbox"] = {"color": "white", "pad": 0.5}
+        for name, value in line:
+            axes.annotate(f"{value:.1f}", (name, value), (0, away), **look)
+    axes.set(xlabel="what the linear classifier is given", ylabel="accuracy in %", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(loc="lower right")
+    about = f"a ridge classifier on {RIDGE_IMAGES:,} training images, over {len(run.data.test.labels):,} test images"
+    drawn.suptitle(f"Where the class becomes readable: {about}\n{run.title}")
+    return {"layers.png": drawn, "layers.csv": table}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -875,9 +977,7 @@ def draw_class_losses(axes, lost, classes, strongest):
     values = np.stack([row.numpy() for _, _, row in chosen])
     limit = np.abs(values).max()
     shown = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    for row, column in np.ndindex(*values.shape):
-        colour = "white" if abs(values[row, column]) > 0.6 * limit else "black"
-        axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", fontsize=7, color=colour)
+    write_cells(axes, values, abs(values) > 0.6 * limit, "{:.1f}")
     axes.axvline(len(classes) - 0.5, color="black", linewidth=1)
     axes.set_xticks(range(len(classes) + 1), [*classes, "all"], fontsize=7)
     axes.set_yticks(range(len(chosen)), [name for _, name, _ in chosen])
@@ -1030,6 +1130,14 @@ def gabor(run, best=8):
 GRADIENTS = {"epoch": int, "state": str, "step": int, "norm": float}
 
 
+def states_by_row(model, images):
+    """Yield the state after each row of images (N, H, W): hidden and, of an LSTM, cell, each (layers, N, units)."""
+    state = None
+    for row in model.rows(images).split(1, dim=1):
+        _, state = model.recurrent(row, state)
+        yield state if isinstance(state, tuple) else (state,)
+
+
 def gradient_norms(model, images, labels):
     """Return how strongly the loss depends on the top layer's state after each step: 'hidden', for an LSTM also 'cell'.
 
@@ -1037,16 +1145,11 @@ def gradient_norms(model, images, labels):
     image's loss with respect to the state that the next step reads (after the last one: the output), averaged over
     images. The rows are fed one at a time, so that every state stands in the graph.
     """
-    state, states = None, []
-    for row in model.rows(images).split(1, dim=1):
-        _, state = model.recurrent(row, state)
-        states.append(state if isinstance(state, tuple) else (state,))
+    states = list(states_by_row(model, images))
     losses = F.cross_entropy(model.fc(states[-1][0][-1]), labels, reduction="none")
-    norms = {}
-    for name, each in zip(("hidden", "cell"), zip(*states, strict=True), strict=False):
-        gradients = torch.autograd.grad(losses.sum(), each, retain_graph=True, materialize_grads=True)
-        norms[name] = torch.stack([gradient[-1].norm(dim=1).mean() for gradient in gradients])
-    return norms
+    gradients = torch.autograd.grad(losses.sum(), list(itertools.chain(*states)), materialize_grads=True)
+    norms = torch.stack([gradient[-1].norm(dim=1).mean() for gradient in gradients]).view(len(states), -1)
+    return dict(zip(("hidden", "cell"), norms.T, strict=False))
 
 
 def measure_gradients(run, images=1000):
@@ -1133,13 +1236,29 @@ def probabilities_by_row(model, images, batch_size=1000):
     return torch.cat([model.fc(each).softmax(-1) for each in outputs])
 
 
+@torch.inference_mode()
+def readable_by_row(model, train, test, classes):
+    """Return how readable the class is from all that the network carries on after each row, in percent, list of float.
+
+    train, test: the Splits to which the linear classifier is fitted and on which it is judged.
+    """
+    both = (states_by_row(model, split.images) for split in (train, test))
+    pairs = (
+        [torch.cat([part.movedim(0, 1).flatten(1) for part in state], dim=1) for state in states]
+        for states in zip(*both, strict=True)
+    )
+    return [readable(fitted, train.labels, tested, test.labels, classes) for fitted, tested in pairs]
+
+
 @figure(RNN)
 def reading(run, count=5):
-    """Draw what the network answers as it reads, row after row."""
+    """Draw what the network answers as it reads, row after row, and what its state knows."""
     images, labels = run.data.test
     probabilities = probabilities_by_row(run.model, images)
-    accuracies = 100 * (probabilities.argmax(2) == labels[:, None]).double().mean(0)
-    chosen, rows = first_right_of_each_class(run)[::2][:count].tolist(), len(accuracies)
+    answered = 100 * (probabilities.argmax(2) == labels[:, None]).double().mean(0)
+    train = run.data.train._make(tensor[:RIDGE_IMAGES] for tensor in run.data.train)
+    known = readable_by_row(run.model, train, run.data.test, len(run.data.classes))
+    chosen, rows = first_right_of_each_class(run)[::2][:count].tolist(), len(answered)
     drawn = Figure(figsize=(WIDTH, 6.4))
     top, bottom = drawn.subfigures(2, 1, height_ratios=(2, 1))
     for number, (picture, heat) in zip(chosen, top.subplots(2, len(chosen), height_ratios=(1, 1.4)).T, strict=True):
@@ -1156,9 +1275,12 @@ def reading(run, count=5):
             heat.set_ylabel("rows read")
     top.colorbar(shown, ax=top.axes, label="probability of the class", shrink=0.6)
     axes = bottom.subplots()
-    axes.plot(range(1, rows + 1), accuracies, marker=".", color=AFTER)
+    says = {"what its state knows (a linear classifier on it)": known, "what the network answers": answered}
+    for (name, values), colour in zip(says.items(), (OTHER, AFTER), strict=True):
+        axes.plot(range(1, rows + 1), values, marker=".", color=colour, label=name)
     axes.set(xlabel="rows read", ylabel=f"accuracy in % over\n{len(labels):,} test images", ylim=(0, 100))
     axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
     drawn.suptitle(f"What the network answers as it reads, row after row\n{run.title}")
     return drawn
 
@@ -1199,32 +1321,48 @@ def epochs_of(group):
 
 def accuracies_of(group):
     """Return the test accuracies in percent of a group's runs where it is compared, without those that diverged."""
-    found = [run.test_accuracy(epochs_of(group)) for run in group]
-    return [accuracy for accuracy in found if accuracy is not None]
+    return summarise(group, epochs_of(group), REPORT).accuracies
+
+
+def tell_apart(said):
+    """Return what tells each from the others, and what all share, in words; said: a dict of words for each."""
+    common = {name: text for name, text in said[0].items() if all(words.get(name) == text for words in said)}
+    own = [", ".join(text for name, text in words.items() if text and name not in common) for words in said]
+    return own, ", ".join(filter(None, common.values()))
 
 
 def labels_of(groups):
     """Return what tells each group from the others in words, and the words that all have in common."""
     said = [{**group[0].config.said(), "source": group[0].source.strip(", ")} for group in groups]
     for words, group in zip(said, groups, strict=True):
-        epochs = epochs_of(group)
+        epochs, diverged = epochs_of(group), summarise(group, epochs_of(group), REPORT).diverged
         words["epochs"] = "" if epochs == REPORT_EPOCHS else f"only {epochs} epochs"
-        lost = len(group) - len(accuracies_of(group))
-        words["diverged"] = f"{lost} of {len(group)} diverged" if lost else ""
-    common = {name: text for name, text in said[0].items() if all(words.get(name) == text for words in said)}
-    own = [", ".join(text for name, text in words.items() if text and name not in common) for words in said]
-    return own, ", ".join(filter(None, common.values()))
+        words["diverged"] = f"{len(diverged)} of {len(group)} diverged" if diverged else ""
+    return tell_apart(said)
 
 
 def families_of(groups, name):
     """Return lists of at least two groups that differ in the setting called name alone, in its rising order."""
     families = {}
     for group in groups:
-        settings = asdict(group[0].config) | {"seed": None, "script": group[0].script, "source": group[0].source}
+        settings = asdict(group[0].config) | {"seed": None, "script": group[0].script}
         if name in settings:
             del settings[name]
             families.setdefault((*settings.items(), epochs_of(group)), []).append(group)
     return [family for family in families.values() if len(family) > 1]
+
+
+OWN_PICTURE = ("rows_before", "rows_after", "forget_bias", "without")  # settings that have a comparison of their own
+
+
+def usual(groups):
+    """Return the groups in which the settings of OWN_PICTURE have their defaults."""
+    fields = [[one for one in settings_of(type(group[0].config)) if one.name in OWN_PICTURE] for group in groups]
+    return [
+        group
+        for group, settings in zip(groups, fields, strict=True)
+        if all(getattr(group[0].config, one.name) == one.default for one in settings)
+    ]
 
 
 def colours_of(groups):
@@ -1235,8 +1373,9 @@ def colours_of(groups):
     return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(groups)))
 
 
-def scale_errors(axes, is_error):
-    """Let an axes of errors in percent be logarithmic, with plain numbers at its ticks."""
+def set_accuracy_axis(axes, label, is_error):
+    """Label an axes of accuracies in percent, or of errors, which a log scale with plain numbers shows."""
+    axes.set_ylabel(label.replace("accuracy", "error in %" if is_error else "accuracy in %"))
     if is_error:
         axes.set_yscale("log")
         for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -1248,29 +1387,42 @@ def draw_epochs(axes, groups, column="test_accuracy"):
 
     Accuracies that crowd at the top are drawn as errors on a log axis; crosses: what the reference report gives.
     """
-    lines = [
-        [[row[column] for row in run.history[: epochs_of(group)]] for run in group if run.history] for group in groups
-    ]
-    lines = [
-        np.array([line for line in each if len(line) == epochs_of(group)])
-        for each, group in zip(lines, groups, strict=True)
-    ]
+    lines = []
+    for group in groups:
+        rows = [run.history[: epochs_of(group)] for run in group if len(run.history) >= epochs_of(group)]
+        lines.append(np.array([[row[column] for row in history] for history in rows]))
     is_error = "accuracy" in column and max((values[:, -1].mean() for values in lines if len(values)), default=0) > 90
     for group, label, colour, values in zip(groups, labels_of(groups)[0], colours_of(groups), lines, strict=True):
         if not len(values):
             continue
-        values, epochs = 100 - values if is_error else values, range(1, values.shape[1] + 1)
+        values, epochs = abs(100 * is_error - values), range(1, values.shape[1] + 1)
         axes.plot(epochs, values.mean(0), color=colour, marker=".", markersize=4, label=label)
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        reported = summarise(group, epochs_of(group), REPORT).reported
-        if column == "test_accuracy" and reported.accuracy and not reported.remark:
-            mark = 100 - reported.accuracy if is_error else reported.accuracy
+        reported = summarise(group, epochs_of(group), REPORT).reported.comparable
+        if column == "test_accuracy" and reported:
+            mark = abs(100 * is_error - reported)
             axes.plot(REPORT_EPOCHS, mark, "x", color=colour, markersize=7, markeredgewidth=2)
-    words = column.replace("_", " ")
-    axes.set(xlabel="epoch", ylabel=words.replace("accuracy", "error in %" if is_error else "accuracy in %"))
-    scale_errors(axes, is_error)
+    axes.set_xlabel("epoch")
+    set_accuracy_axis(axes, column.replace("_", " "), is_error)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3, which="both")
+
+
+def draw_families(families, columns, draw, about):
+    """Return a Figure with a panel for each family of groups, drawn by draw(axes, family); None for no family."""
+    if not families:
+        return None
+    columns = min(columns, len(families))
+    rows = math.ceil(len(families) / columns)
+    drawn = Figure(figsize=(WIDTH, 2.8 * rows + 0.5))
+    panels = drawn.subplots(rows, columns, squeeze=False).flat
+    for axes, family in zip(panels, families, strict=False):
+        draw(axes, family)
+        axes.set_title(labels_of(family)[1])
+    for axes in list(panels)[len(families) :]:
+        axes.set_axis_off()
+    drawn.suptitle(about)
+    return drawn
 
 
 @comparison("curves")
@@ -1284,57 +1436,40 @@ def compare_curves(groups):
         drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         drawn.suptitle(f"{labels_of(groups)[1] or 'Accuracy and loss by epoch'}\n{about}")
         return drawn
-    names = dict.fromkeys(name for group in groups for name in asdict(group[0].config))
-    families = [(name, family) for name in names for family in families_of(groups, name)]
-    families = [(name, family[:6]) for name, family in families if name != "seed"]
-    if not families:
-        return None
-    drawn = Figure(figsize=(WIDTH, 2.7 * math.ceil(len(families) / 2)))
-    panels = drawn.subplots(math.ceil(len(families) / 2), 2, squeeze=False).flat
-    for axes, (_, family) in itertools.zip_longest(panels, families, fillvalue=(None, None)):
-        if family is None:
-            axes.set_axis_off()
-            continue
+
+    def draw(axes, family):
         draw_epochs(axes, family)
-        axes.set_title(labels_of(family)[1])
-        axes.legend(fontsize=7)
-    drawn.suptitle(f"Each panel varies one setting: {about}")
-    return drawn
+        low, high = axes.get_ylim()
+        axes.set_ylim(low * (low / high) ** 0.2 if axes.get_yscale() == "log" else low - (high - low) / 5, high)
+        axes.legend(fontsize=7, loc="lower left", ncols=2)
+
+    names = dict.fromkeys(name for group in groups for name in asdict(group[0].config) if name != "seed")
+    families = [family[:6] for name in names for family in families_of(usual(groups), name)]
+    return draw_families(families, 2, draw, f"Each panel varies one setting: {about}")
+
+
+def draw_seeds(axes, groups, name):
+    """Draw the accuracy of every seed for each group, which differ in the setting called name."""
+    summaries = [summarise(group, epochs_of(group), REPORT) for group in groups]
+    is_error = min(np.mean(summary.accuracies or [0]) for summary in summaries) > 90
+    for place, (summary, colour) in enumerate(zip(summaries, colours_of(groups), strict=True)):
+        values = abs(100 * is_error - np.array(summary.accuracies))
+        axes.plot(place + np.linspace(-0.15, 0.15, len(values)), values, ".", color=colour)
+        if len(values):
+            axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
+        if summary.reported.comparable:
+            axes.plot(place, abs(100 * is_error - summary.reported.comparable), "kx")
+    axes.set_xticks(range(len(groups)), [number_text(getattr(group[0].config, name)) for group in groups])
+    axes.set_xlabel(name.replace("_", " ").replace("lr", "learning rate"))
+    set_accuracy_axis(axes, "test accuracy", is_error)
+    axes.margins(x=0.2)
+    axes.grid(axis="y", alpha=0.3, which="both")
 
 
 def draw_against(name, groups):
-    """Draw the accuracy of every seed against the setting called name, a panel for each choice of the others.
-
-    Returns None where no two settings differ in that one alone.
-    """
-    families = families_of(groups, name)
-    if not families:
-        return None
-    columns = min(3, len(families))
-    rows = math.ceil(len(families) / columns)
-    drawn = Figure(figsize=(WIDTH, 2.9 * rows + 0.5))
-    for axes, family in itertools.zip_longest(drawn.subplots(rows, columns, squeeze=False).flat, families):
-        if family is None:
-            axes.set_axis_off()
-            continue
-        is_error = min(np.mean(accuracies_of(group) or [0]) for group in family) > 90
-        for place, (group, colour) in enumerate(zip(family, colours_of(family), strict=True)):
-            values = np.array(accuracies_of(group))
-            values = 100 - values if is_error else values
-            axes.plot(place + np.linspace(-0.15, 0.15, len(values)), values, ".", color=colour)
-            if len(values):
-                axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
-            reported = summarise(group, epochs_of(group), REPORT).reported
-            if reported.accuracy and not reported.remark:
-                axes.plot(place, 100 - reported.accuracy if is_error else reported.accuracy, "kx")
-        axes.set_xticks(range(len(family)), [number_text(getattr(group[0].config, name)) for group in family])
-        axes.set(title=labels_of(family)[1], ylabel="test error in %" if is_error else "test accuracy in %")
-        scale_errors(axes, is_error)
-        axes.set_xlabel(name.replace("_", " ").replace("lr", "learning rate"))
-        axes.margins(x=0.2)
-        axes.grid(axis="y", alpha=0.3, which="both")
-    drawn.suptitle("A dot a seed, a line their mean, a cross the reference report's figure")
-    return drawn
+    """Draw the accuracy of every seed against the setting called name, a panel for each choice of the others."""
+    about = "A dot a seed, a line their mean, a cross the reference report's figure"
+    return draw_families(families_of(groups, name), 3, partial(draw_seeds, name=name), about)
 
 
 @comparison("hidden_size")
@@ -1355,6 +1490,90 @@ def against_optimizer(groups):
     return draw_against("optimizer", groups)
 
 
+def draw_lost(axes, family):
+    """Draw the accuracy that each layer is worth: what the same seed loses without it, ranked, a dot a seed."""
+    whole = next(group for group in family if group[0].config.without == "nothing")
+    accuracies, lost = {run.config.seed: run.test_accuracy(epochs_of(whole)) for run in whole}, {}
+    for group in family:
+        pairs = [(accuracies.get(run.config.seed), run.test_accuracy(epochs_of(group))) for run in group]
+        weights = group[0].record.conditions.parameters
+        name = f"{group[0].config.without}\n{weights:,} weights left"
+        lost[name] = [before - after for before, after in pairs if None not in (before, after) and group is not whole]
+    ranked = sorted(((np.mean(points), name) for name, points in lost.items() if points), reverse=True)
+    for place, (mean, name) in enumerate(ranked):
+        axes.plot(lost[name], place + np.linspace(-0.12, 0.12, len(lost[name])), "o", color=AFTER, markersize=4)
+        axes.vlines(mean, place - 0.3, place + 0.3, color=OTHER)
+        axes.annotate(f"{mean:.1f}", (mean, place - 0.32), ha="center", va="bottom", color=OTHER, fontsize=8)
+    axes.set_yticks(range(len(ranked)), [name for _, name in ranked])
+    axes.set(xlabel="points of test accuracy lost", xlim=(0, None), ylim=(len(ranked) - 0.4, -0.7))
+    axes.grid(axis="x", alpha=0.3)
+
+
+@comparison("without")
+def compare_without(groups):
+    """Draw, as in Table 3, what each layer is worth: the accuracy lost when the network is trained without it."""
+    families = families_of(groups, "without")
+    families = [family for family in families if any(group[0].config.without == "nothing" for group in family)]
+    return draw_families(families, 2, draw_lost, "What the network loses when it is trained without a layer")
+
+
+def memory_kinds(groups):
+    """Return the groups of each kind of recurrent network that was to remember, by its setting without blank rows."""
+    kinds = {}
+    for group in groups:
+        if group[0].script == RNN:
+            kind = replace(group[0].config.setting(), rows_before=0, rows_after=0), epochs_of(group)
+            kinds.setdefault(kind, []).append(group)
+    return {kind: found for (kind, _), found in kinds.items() if any(group[0].config.rows_after for group in found)}
+
+
+def gradient_at_digit(run):
+    """Return the norm of the loss gradient that reaches the digit's last row before training, of the stronger state.
+
+    None where it was not measured.
+    """
+    rows = [row for row in read_measured(run, "gradients") if row["epoch"] == 0]
+    last = max((row["step"] for row in rows), default=0) - run.config.rows_after
+    return max((row["norm"] for row in rows if row["step"] == last), default=None)
+
+
+@comparison("memory")
+def compare_memory(groups):
+    """Draw accuracy against the blank rows read after the digit, and against the gradient that reaches it at first."""
+    kinds = memory_kinds(groups)
+    if not kinds:
+        return None
+    names, common = tell_apart([kind.said() for kind in kinds])
+    drawn = Figure(figsize=(WIDTH, 4.4))
+    left, right = drawn.subplots(1, 2, sharey=True)
+    networks = []
+    for name, (kind, found) in zip(names, kinds.items(), strict=True):
+        shape = networks.count(kind.network) % 3
+        networks.append(kind.network)
+        style = {"color": NETWORK_COLOURS[kind.network], "marker": "o^s"[shape], "markersize": 5}
+        held = [group for group in found if not group[0].config.rows_before]
+        means = [(group[0].config.rows_after, np.mean(accuracies_of(group))) for group in held if accuracies_of(group)]
+        left.plot(*zip(*means, strict=True), **style, linestyle=("-", "--", ":")[shape], label=name or kind.network)
+        for group in held:
+            known = [(gradient_at_digit(run), run.test_accuracy(epochs_of(group))) for run in group]
+            for gradient, accuracy in known:
+                if accuracy is not None:
+                    left.plot(group[0].config.rows_after, accuracy, **style, alpha=0.5)
+                if None not in (gradient, accuracy):
+                    right.plot(max(gradient, GRADIENT_FLOOR), accuracy, **style, alpha=0.7)
+        for group in found:
+            if group[0].config.rows_before and not group[0].config.rows_after:
+                spots = [group[0].config.rows_before] * len(accuracies_of(group))
+                left.plot(spots, accuracies_of(group), **style, linestyle="none", markerfacecolor="none")
+    left.set(xlabel="blank rows read after the digit\n(hollow: before it)", ylabel="test accuracy in %", ylim=(0, 102))
+    right.set(xlabel="norm of the loss gradient that reaches\nthe digit before training", xscale="log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    drawn.legend(loc="outside lower center", ncols=5)
+    drawn.suptitle(f"How long a network can hold what it read: a mark a seed, lines their means\n{common}")
+    return drawn
+
+
 @comparison("results")
 def results(groups):
     """Write results.csv and results.md: the Summary of each setting after the report's epochs."""
@@ -1365,9 +1584,30 @@ def results(groups):
         rows.append(summary._replace(setting=summary.setting + note).row())
     alignment = ["---"] + ["---:"] * (len(Summary.COLUMNS) - 1)
     lines = [f"| {' | '.join(row)} |" for row in (Summary.COLUMNS, alignment, *rows)]
-    head = f"# Results\n\nTest accuracy in % after epoch {REPORT_EPOCHS}: mean and standard deviation over seeds.\n\n"
+    head = f"# Results\n\n{results_head(REPORT_EPOCHS)}.\n\n"
     table = Table(dict.fromkeys(Summary.COLUMNS, str), [dict(zip(Summary.COLUMNS, row, strict=True)) for row in rows])
     return {"results.csv": table, "results.md": head + "\n".join(lines) + "\n"}
+
+
+@comparison("tensorboard")
+def tensorboard_means(groups):
+    """Write a TensorBoard run for each setting with several seeds: the scalars' means over them, and its HParams."""
+    made = {}
+    for group in groups:
+        runs = [run for run in group if len(run.history) >= epochs_of(group)]
+        if len(runs) < 2:
+            continue
+        writer = memory_writer(Path("."), is_new=True)
+        _, start, end = hyperparameters(runs[0].record, seed=None, seeds=len(runs))
+        writer.file_writer.add_summary(start)
+        for number in range(epochs_of(group)):
+            for tag, column in TENSORBOARD_TAGS.items():
+                writer.add_scalar(tag, np.mean([run.history[number][column] for run in runs]), number + 1)
+        writer.file_writer.add_summary(end)
+        name = run_folder("", runs[0].config.setting(), runs[0].record.conditions.data_source).name
+        seeds = f"{name.removesuffix('_seed0')}_{len(runs)}seeds"
+        made[f"tensorboard/{runs[0].script}/{seeds}/{EVENTS}"] = writer.take()
+    return made or None
 
 
 class Measurement(NamedTuple):
@@ -1379,11 +1619,15 @@ class Measurement(NamedTuple):
     is_whole: object
 
 
+def holds_all(column, values):
+    """Return a function that says whether a Table's rows hold all of some values in a column."""
+    return lambda rows: set(values) <= {row[column] for row in rows}
+
+
 MEASUREMENTS = {
     "gradients": Measurement(RNN, measure_gradients, GRADIENTS, is_whole_gradients),
-    "gabor": Measurement(
-        CNN, lambda run: gabor_table(fit_run(run)), GABOR, lambda rows: {row["kernels"] for row in rows} == set(KERNELS)
-    ),
+    "gabor": Measurement(CNN, lambda run: gabor_table(fit_run(run)), GABOR, holds_all("kernels", KERNELS)),
+    "layers": Measurement(CNN, measure_layers, LAYERS, holds_all("network", LAYER_STATES)),
 }
 
 
@@ -1406,28 +1650,47 @@ def measured_groups(groups, name):
 
 
 @comparison("gradients")
-def compare_gradients(groups, most=6):
-    """Draw how far back the loss reaches into the hidden state, untrained and trained: a panel a cell."""
-    measured = measured_groups(groups, "gradients")
+def compare_gradients(groups, most=3):
+    """Draw how far back the loss reaches into the hidden state, a panel a cell, and what reaches the first row."""
+    measured = measured_groups(usual(groups) or groups, "gradients")
     if not measured:
         return None
-    networks = dict.fromkeys(group[0].config.network for group, _ in measured)
-    drawn = Figure(figsize=(WIDTH, 4.2))
-    for axes, network in zip(drawn.subplots(1, len(networks), sharey=True, squeeze=False)[0], networks, strict=True):
-        chosen = [(group, tables) for group, tables in measured if group[0].config.network == network][-most:]
-        names, colours = labels_of([group for group, _ in chosen])[0], colours_of([group for group, _ in chosen])
-        for (_, tables), name, colour in zip(chosen, names, colours, strict=True):
+    networks = {}
+    for group, tables in measured:
+        networks.setdefault(group[0].config.network, []).append((group, tables))
+    drawn, columns, first = Figure(figsize=(WIDTH, 4)), len(networks) + 1, None
+    last = drawn.add_subplot(1, columns, columns)
+    for column, (network, found) in enumerate(networks.items(), start=1):
+        axes = drawn.add_subplot(1, columns, column, sharey=first)
+        first = first or axes
+        chosen = found[-most:]
+        names, colour = labels_of([group for group, _ in chosen])[0], NETWORK_COLOURS[network]
+        for number, ((_, tables), name) in enumerate(zip(chosen[::-1], names[::-1], strict=True)):
+            strength = 1 - number / most
             for epoch, style in ((0, ":"), (-1, "-")):
-                norms = np.array([gradient_line(rows, "hidden", epoch) for rows in tables])
-                with np.errstate(divide="ignore"):
-                    mean = np.exp(np.log(norms).mean(0))  # a seed that is zero makes it zero
-                draw_gradient_line(axes, mean, linestyle=style, color=colour, label=name if style == "-" else None)
+                norms = geometric_mean([gradient_line(rows, "hidden", epoch) for rows in tables])
+                label = name if style == "-" and name else None
+                draw_gradient_line(axes, norms, linestyle=style, color=colour, alpha=strength, label=label)
+        shares = [dict(zip(*reach_by_epoch(rows), strict=True)) for rows in chosen[-1][1]]
+        epochs = sorted(set.intersection(*map(set, shares)))
+        reach = geometric_mean([[share[epoch] for epoch in epochs] for share in shares])
+        last.semilogy(epochs, np.maximum(reach, GRADIENT_FLOOR), marker=".", color=colour, label=network)
         axes.set_title(network)
-        axes.legend(fontsize=7, loc="lower right")
-    drawn.axes[0].set_ylabel("norm of the loss gradient")
-    about = "geometric mean over seeds; dotted: untrained, triangles: nothing is left"
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    first.set_ylabel("norm of the loss gradient")
+    last.set(title="at the first row", xlabel="epoch", ylabel="share of the last step's norm")
+    last.grid(alpha=0.3)
+    last.legend(fontsize=7)
+    about = "geometric mean over seeds; dotted: untrained, solid: trained, triangles: nothing is left"
     drawn.suptitle(f"How far back the loss reaches into the hidden state\n{about}")
     return drawn
+
+
+def geometric_mean(values):
+    """Return the geometric mean over the first axis, zero where one is zero."""
+    with np.errstate(divide="ignore"):
+        return np.exp(np.log(np.array(values)).mean(0))
 
 
 @comparison("gabor")
@@ -1439,8 +1702,8 @@ def compare_gabor(groups):
     drawn = Figure(figsize=(WIDTH, 1.4 + 0.5 * len(measured)))
     axes = drawn.subplots()
     for shift, (kernels, colour) in enumerate(zip(KERNELS, (AFTER, OTHER, BEFORE), strict=True)):
-        for row, (_, tables) in enumerate(measured):
-            medians = [median_r2(rows, kernels) for rows in tables]
+        for row, (group, _) in enumerate(measured):
+            medians = [value for value in map(gabor_median("r2", kernels), group) if value is not None]
             axes.plot(medians, [row + 0.2 * (shift - 1)] * len(medians), "o", color=colour, alpha=0.7, markersize=5)
         axes.plot([], [], "o", color=colour, label=kernels)
     names, common = labels_of([group for group, _ in measured])
@@ -1451,11 +1714,6 @@ def compare_gabor(groups):
     drawn.legend(loc="outside lower center", ncols=len(KERNELS))
     drawn.suptitle(f"Do the first kernels resemble Gabor functions?\n{common}")
     return drawn
-
-
-def median_r2(rows, kernels):
-    """Return the median R² of some kernels, one of KERNELS, in rows of GABOR."""
-    return float(np.median([row["r2"] for row in rows if row["kernels"] == kernels]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1488,19 +1746,54 @@ def permutation_p(these, those, paired):
     return float((sums >= measured - 1e-9 * max(1, abs(measured))).mean())
 
 
+class Settled(NamedTuple):
+    """What a test found. difference: of the means, or the rank correlation; without p: nothing could be tested."""
+
+    difference: float | None
+    p: float | None
+    verdict: str
+
+
+UNTESTED = Settled(None, None, UNDECIDED)
+
+
+def verdict_on(p, opposite):
+    return HOLDS if p <= LEVEL else FAILS if opposite <= LEVEL else UNDECIDED
+
+
 def settle_beats(these, those, paired, margin=0.0):
-    """Return (p, verdict) on 'these are above those, by more than margin'."""
-    p = permutation_p(np.asarray(these) - margin, those, paired)
-    opposite = permutation_p(those, np.asarray(these) - margin, paired)
-    return p, HOLDS if p <= LEVEL else FAILS if opposite <= LEVEL else UNDECIDED
+    """Return the Settled 'these are above those, by more than margin'."""
+    these, those = np.asarray(these) - margin, np.asarray(those)
+    p, opposite = permutation_p(these, those, paired), permutation_p(those, these, paired)
+    return Settled(float(these.mean() + margin - those.mean()), p, verdict_on(p, opposite))
 
 
 def settle_similar(these, those, paired, margin):
-    """Return (p, verdict) on 'the means of these and those differ by less than margin', by both one-sided tests."""
-    below, above = (np.asarray(these) + sign * margin for sign in (1, -1))
+    """Return the Settled 'the means of these and those differ by less than margin', by both one-sided tests."""
+    these, those = np.asarray(these), np.asarray(those)
+    below, above = these + margin, these - margin
     p = max(permutation_p(below, those, paired), permutation_p(those, above, paired))
     opposite = min(permutation_p(those, below, paired), permutation_p(above, those, paired))
-    return p, HOLDS if p <= LEVEL else FAILS if opposite <= LEVEL else UNDECIDED
+    return Settled(float(these.mean() - those.mean()), p, verdict_on(p, opposite))
+
+
+def ranks(values):
+    """Return the rank of each value, those that are equal sharing the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
+
+
+def settle_correlated(these, those, paired=True, margin=0.0, shuffles=9999, seed=0):
+    """Return the Settled 'what these rank high those rank high', pairs: Spearman's rank correlation is above margin.
+
+    p is the share of random shuffles of those, the one that was measured among them, that correlate at least as well.
+    """
+    x, y = (ranks(values) - (len(values) + 1) / 2 for values in (these, those))
+    scale, generator = math.sqrt((x @ x) * (y @ y)) or 1.0, np.random.default_rng(seed)
+    found = generator.permuted(np.tile(y, (shuffles, 1)), axis=1) @ x / scale
+    measured = x @ y / scale
+    p, opposite = ((1 + (sign * found >= sign * measured - 1e-9).sum()) / (1 + shuffles) for sign in (1, -1))
+    return Settled(float(measured), float(p), verdict_on(p, opposite))
 
 
 def accuracy(run):
@@ -1515,8 +1808,25 @@ def parameters(run):
     return float(run.record.conditions.parameters)
 
 
-def gabor_r2(kernels):
-    return lambda run: median_r2(rows, kernels) if (rows := read_measured(run, "gabor")) else None
+def gabor_median(column, kernels="trained"):
+    def median(run):
+        values = [row[column] for row in read_measured(run, "gabor") if row["kernels"] == kernels]
+        return float(np.median(values)) if values else None
+
+    return median
+
+
+def readable_from(layer, state="trained"):
+    def readable(run):
+        rows = [row for row in read_measured(run, "layers") if (row["layer"], row["network"]) == (layer, state)]
+        return rows[0]["accuracy"] if rows else None
+
+    return readable
+
+
+def log_gradient_at_digit(run):
+    gradient = gradient_at_digit(run)
+    return None if gradient is None else math.log10(max(gradient, GRADIENT_FLOOR))
 
 
 def gradient_kept(state, epoch, first=5, last=25):
@@ -1535,11 +1845,15 @@ def gradient_kept(state, epoch, first=5, last=25):
 
 
 class Side(NamedTuple):
-    """One side of a comparison: a setting, and a function of its runs that measures it."""
+    """One side of a comparison: settings, and a function of their runs that measures it.
 
-    config: object
+    less: a setting whose measure, of the run of the same seed, is subtracted.
+    """
+
+    configs: list
     measure: object = accuracy
     words: str = ""
+    less: object = None
 
 
 class Part(NamedTuple):
@@ -1554,19 +1868,20 @@ class Part(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A sentence, and what has to hold for it."""
+    """A sentence, and the Parts that have to hold for it; beside: Parts that tell more and decide nothing."""
 
     number: str
     sentence: str
     parts: list
+    beside: list = []
 
 
 def cnn(measure=accuracy, words="", **settings):
-    return Side(cnn_cifar10.Config(**settings), measure, words)
+    return Side([cnn_cifar10.Config(**settings)], measure, words)
 
 
 def rnn(cell="rnn", hidden_size=30, measure=accuracy, words="", **settings):
-    return Side(rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings), measure, words)
+    return Side([rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings)], measure, words)
 
 
 def similar(this, that, margin, paired=False):
@@ -1581,16 +1896,67 @@ def more_epochs():
     """Return the parts of 'more epochs give more': each setting of the report after its last epoch and after others."""
     parts = []
     for config, epoch in itertools.product((row.config for row in REPORT), (1, 5)):
-        late = Side(config, accuracy_after(REPORT_EPOCHS), f"{config.words()}: epoch {REPORT_EPOCHS}")
-        parts.append(pair(late, Side(config, accuracy_after(epoch), f"epoch {epoch}")))
+        late = Side([config], accuracy_after(REPORT_EPOCHS), f"{config.words()}: epoch {REPORT_EPOCHS}")
+        parts.append(pair(late, Side([config], accuracy_after(epoch), f"epoch {epoch}")))
     return parts
 
 
-CLAIMS = [
+def gradients_reach():
+    """Return the parts of 'gradients reach further back': each state of the gated cells against the RNN's."""
+    parts = []
+    for epoch, when in ((0, "untrained"), (REPORT_EPOCHS, "trained")):
+        plain = rnn(measure=gradient_kept("hidden", epoch), words=f"RNN, {when}")
+        for cell, state in (("gru", "hidden"), ("lstm", "hidden"), ("lstm", "cell")):
+            words = f"{cell.upper()}, {state} state, {when}: kept a step back, steps 25 to 5"
+            parts.append(Part(rnn(cell, 30, gradient_kept(state, epoch), words), plain, form="{:.3f}"))
+    return parts
+
+
+def lost_by(words, this, that):
+    """Return the Side of the accuracy that one Side's setting loses in the other's."""
+    return Side(this.configs, words=f"points lost {words}", less=that.configs[0])
+
+
+def lost_without(layers):
+    return lost_by(f"without {layers}", cnn(), cnn(without=layers))
+
+
+def lost_to_memory(cell):
+    before, after = rnn(cell, rows_before=28), rnn(cell, rows_after=28)
+    return lost_by(f"by the {cell.upper()}, 28 blank rows after the digit instead of before it", before, after)
+
+
+def gradient_foretells(cell, biases=(None,)):
+    """Return the Part 'the more gradient reaches the digit before training, the more is learned', within a cell."""
+    configs = [
+        config
+        for bias, rows in itertools.product(biases, (14, 28, 56))
+        for config in rnn(cell, rows_after=rows, forget_bias=bias).configs
+    ]
+    gradient = Side(configs, log_gradient_at_digit, f"{cell.upper()}: log10 of the gradient that reaches the digit")
+    return Part(gradient, Side(configs, words="test accuracy"), settle_correlated, paired=True, form="{:.2f}")
+
+
+def lstm_bias(bias, rows=0):
+    return rnn("lstm", forget_bias=bias, rows_after=rows)
+
+
+def read_from(layer, state="trained"):
+    words = "the pixels" if layer == "pixels" else f"{layer} of the {state} network"
+    return cnn(readable_from(layer, state), f"a linear classifier on {words}")
+
+
+REPORT_CLAIMS = [
     Claim(
         "1",
         "Adam beats SGD on both tasks, at the report's rate.",
         [pair(cnn(), cnn(optimizer="sgd")), pair(rnn("rnn", 5), rnn("rnn", 5, optimizer="sgd"))],
+    ),
+    Claim(
+        "1b",
+        "SGD at a rate of its own beats the report's Adam on both tasks.",
+        [pair(cnn(optimizer="sgd", lr=0.02, momentum=0.9), cnn()), pair(rnn(optimizer="sgd", lr=0.01), rnn())],
+        [pair(cnn(optimizer="sgd", lr=0.02, momentum=0.9), cnn(lr=1e-3))],
     ),
     Claim(
         "2",
@@ -1644,71 +2010,106 @@ CLAIMS = [
         "The CNN's first kernels resemble Gabor functions, better than the same kernels with their pixels shuffled.",
         [
             pair(
-                cnn(gabor_r2("trained"), f"median R² of the kernels trained at {number_text(lr)}", lr=lr),
-                cnn(gabor_r2("shuffled"), "with their pixels shuffled", lr=lr),
+                cnn(gabor_median("r2"), f"median R² of the kernels trained at {number_text(lr)}", lr=lr),
+                cnn(gabor_median("r2", "shuffled"), "with their pixels shuffled", lr=lr),
                 form="{:.3f}",
             )
             for lr in (1e-4, 1e-3)
         ],
-    ),
-    Claim(
-        "10",
-        "Gradients reach further back in the gated cells.",
         [
-            Part(
-                rnn(
-                    cell,
-                    30,
-                    gradient_kept(state, epoch),
-                    f"{cell.upper()}, {state} state, {when}: kept a step back, steps 25 to 5",
-                ),
-                rnn("rnn", 30, gradient_kept("hidden", epoch), f"RNN, {when}"),
+            pair(
+                cnn(gabor_median("cosine_to_start"), "median cosine of the trained kernels to their start, at 1e-4"),
+                cnn(gabor_median("cosine_to_start"), "at 1e-3", lr=1e-3),
                 form="{:.3f}",
             )
-            for epoch, when in ((0, "untrained"), (REPORT_EPOCHS, "trained"))
-            for cell, state in (("gru", "hidden"), ("lstm", "hidden"), ("lstm", "cell"))
+        ],
+    ),
+    Claim("10a", "Gradients reach further back in the gated cells.", gradients_reach()),
+    Claim(
+        "10b",
+        "The gated cells remember for longer: 28 blank rows after the digit cost the RNN more than the GRU.",
+        [Part(lost_to_memory("rnn"), lost_to_memory("gru"), form="{:.2f} points")],
+        [Part(lost_to_memory("lstm"), lost_to_memory("rnn"), form="{:.2f} points")],
+    ),
+]
+OUR_CLAIMS = [
+    Claim(
+        "11",
+        "How far an LSTM learns to remember is set by the bias that its forget gates start with.",
+        [
+            Part(lstm_bias(1.0, 28), lstm_bias(None, 28)),
+            Part(lstm_bias(2.0, 56), lstm_bias(1.0, 56)),
+            *[similar(lstm_bias(this), lstm_bias(that), 1.0) for this, that in ((1.0, None), (2.0, None), (2.0, 1.0))],
+            gradient_foretells("lstm", (None, 1.0, 2.0)),
+        ],
+        [gradient_foretells("rnn"), gradient_foretells("gru")],
+    ),
+    Claim(
+        "12",
+        "fc1, which holds 98.5 % of the weights, is worth the most: without it the network loses more than without "
+        "either convolution.",
+        [Part(lost_without("fc1"), lost_without(layer), form="{:.2f} points") for layer in ("conv1", "conv2")],
+        [Part(lost_without("conv1+conv2"), lost_without("fc1"), form="{:.2f} points")],
+    ),
+    Claim(
+        "13",
+        "From layer to layer the class becomes more readable for a linear classifier, and training makes it so.",
+        [
+            *[
+                pair(read_from(after), read_from(before))
+                for before, after in itertools.pairwise(("pixels", "pool1", "pool2", "fc1"))
+            ],
+            *[pair(read_from(layer), read_from(layer, "untrained")) for layer in ("pool1", "pool2", "fc1")],
         ],
     ),
 ]
 
 
-class Settled(NamedTuple):
-    """A Part settled: what was measured in words, the difference of means and its p (None: no test), the verdict."""
+def measure_side(side, settings):
+    """Return what was measured of a Side by (place of its setting, seed), None where a run has no figure.
 
-    words: str
-    difference: float | None
-    p: float | None
-    verdict: str
+    settings: the runs, a list by setting.
+    """
+
+    def measured(config):
+        runs = settings.get(config.setting(), [])
+        return {run.config.seed: None if run.test_accuracy() is None else side.measure(run) for run in runs}
+
+    found, less = {}, measured(side.less) if side.less else None
+    for place, config in enumerate(side.configs):
+        for seed, value in measured(config).items():
+            if less is not None:
+                value = None if None in (value, less.get(seed)) else value - less[seed]
+            found[place, seed] = value
+    return found
 
 
 def settle(part, settings):
-    """Return a Part Settled; settings: the runs, a list by setting. Without a verdict where a seed diverged."""
-    groups = [settings.get(side.config.setting(), []) for side in (part.this, part.that)]
-    measured = [
-        {run.config.seed: None if run.test_accuracy() is None else side.measure(run) for run in group}
-        for side, group in zip((part.this, part.that), groups, strict=True)
-    ]
-    lost = {seed for values in measured for seed, value in values.items() if value is None}
+    """Return a Part in words, and Settled; settings: the runs, a list by setting. Untested where one diverged."""
+    sides = [measure_side(side, settings) for side in (part.this, part.that)]
+    lost = {key for values in sides for key, value in values.items() if value is None}
     if part.paired:  # seeds without a figure stay, to be named
-        shared = measured[0].keys() & measured[1]
-        measured = [{n: value for n, value in sorted(each.items()) if n in shared | lost} for each in measured]
-    said = [span(side, values, part.form) for side, values in zip((part.this, part.that), measured, strict=True)]
-    relation = f"similar within {part.margin:g} to" if part.test is settle_similar else "against"
-    words = f"{said[0]} {relation} {said[1]}{', pairs' * part.paired}"
+        shared = sides[0].keys() & sides[1]
+        sides = [{key: value for key, value in sorted(each.items()) if key in shared | lost} for each in sides]
+    said = [span(side, values, part.form) for side, values in zip((part.this, part.that), sides, strict=True)]
+    relations = {settle_similar: f"similar within {part.margin:g} to", settle_correlated: "rank correlation with"}
+    words = f"{said[0]} {relations.get(part.test, 'against')} {said[1]}{', pairs' * part.paired}"
     left_out = lost if part.paired else set()
-    known = [[value for seed, value in values.items() if seed not in left_out] for values in measured]
-    figures = [[value for value in values if value is not None] for values in known]
-    diverged = any(run.test_accuracy() is None for group in groups for run in group)
+    figures = [
+        [value for key, value in values.items() if value is not None and key not in left_out] for values in sides
+    ]
+    configs = {config.setting() for side in (part.this, part.that) for config in (*side.configs, side.less) if config}
+    diverged = any(run.test_accuracy() is None for config in configs for run in settings.get(config, []))
     if diverged or not all(figures):
-        return Settled(words, None, None, UNDECIDED)
-    p, verdict = part.test(*figures, part.paired, part.margin)
-    return Settled(words, float(np.mean(figures[0]) - np.mean(figures[1])), p, verdict)
+        return words, UNTESTED
+    return words, part.test(*figures, part.paired, part.margin)
 
 
 def difference_text(settled, form):
     if settled.difference is None:
         return ""
-    return f"{'+' * (settled.difference >= 0)}{form.format(settled.difference)}".replace(" %", " points")
+    sign = "+" if settled.difference >= 0 else ""
+    return (sign + form.format(settled.difference)).replace(" %", " points")
 
 
 def p_text(settled):
@@ -1716,20 +2117,22 @@ def p_text(settled):
 
 
 def span(side, values, form):
-    """Return a Side in words with the mean, the lowest and the highest figure of its seeds, and those without one."""
-    name, known = side.words or side.config.words(), [value for value in values.values() if value is not None]
-    lost = [str(seed) for seed, value in values.items() if value is None]
+    """Return a Side in words with the mean, the lowest and the highest figure of its runs, and those without one."""
+    name, known = side.words or side.configs[0].words(), [value for value in values.values() if value is not None]
+    lost = [str(seed) for (_, seed), value in values.items() if value is None]
     missing = f", {len(lost)} of {len(values)} without a figure: seed {' '.join(lost)}" if lost else ""
     if not known:
         return f"{name} (not measured{missing})"
     mean, low, high = (form.format(value) for value in (np.mean(known), min(known), max(known)))
-    return f"{name} {mean} ({low} to {high}, {len(known)} seed{'s' * (len(known) > 1)}{missing})"
+    runs = "run" if len(side.configs) > 1 else "seed"
+    return f"{name} {mean} ({low} to {high}, {len(known)} {runs}{'s' * (len(known) > 1)}{missing})"
 
 
 def verdict_of(verdicts):
     """Return the verdict on a claim of several parts."""
     if HOLDS in verdicts and FAILS in verdicts:
-        counts = [f"{verdicts.count(each)} {each}" for each in (HOLDS, FAILS, UNDECIDED) if each in verdicts]
+        kinds = {HOLDS: "hold", FAILS: "do not", UNDECIDED: "undecided"}
+        counts = [f"{verdicts.count(each)} {word}" for each, word in kinds.items() if each in verdicts]
         return f"holds in part ({', '.join(counts)})"
     return FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
 
@@ -1739,34 +2142,86 @@ RULE = (
     "exact one-sided permutation test of the difference of their means says so at "
     f"{100 * LEVEL:.0f} %: signs flipped within pairs, where the runs of a seed share their initial weights and their "
     "order of images, else all figures shuffled. A and B are similar within m when both one-sided tests against a "
-    "difference of m say so. A claim does not hold when the test of the opposite succeeds, and holds in part when some "
-    "of its parts hold and others do not. No verdict is drawn where a seed diverged; seeds without a figure are named."
+    "difference of m say so; rank correlations are Spearman's, tested by 9,999 random shuffles. A claim does not "
+    "hold when the test of the opposite succeeds, and holds in part when some of its parts hold and others do not. No "
+    "verdict is drawn where a seed diverged; seeds without a figure are named."
 )
+SHIPPED = "runs/reference/comparison/claims.md"
+
+
+class Row(NamedTuple):
+    """A Part settled. form: how its figures are written."""
+
+    words: str
+    settled: Settled
+    form: str
+
+    def cells(self):
+        """Return the cells of a table: the Part in words, difference, p, verdict."""
+        return self.words, difference_text(self.settled, self.form), p_text(self.settled), self.settled.verdict
+
+
+class Verdict(NamedTuple):
+    """A Claim settled. rows, beside: a Row for each of its Parts, and for those that decide nothing."""
+
+    claim: Claim
+    verdict: str
+    rows: list
+    beside: list
+
+    @property
+    def tested(self):
+        return [row for row in self.rows if row.settled.p is not None]
+
+    def overview(self):
+        """Return the claim's row in a table; of many parts the range of differences and the largest p."""
+        differences, p_values = ([row.cells()[column] for row in self.tested] for column in (1, 2))
+        if len(self.tested) > 4:
+            order = sorted(self.tested, key=lambda row: row.settled.difference)
+            worst = p_text(max((row.settled for row in order), key=lambda settled: settled.p))
+            differences = [f"{order[0].cells()[1]} to {order[-1].cells()[1]}"]
+            p_values = [worst if worst.startswith("<") else f"up to {worst}"]
+        cells = self.claim.number, self.claim.sentence, self.verdict, ", ".join(differences), ", ".join(p_values)
+        return f"| {' | '.join(cells)} |"
+
+    def details(self):
+        """Return the claim's own section."""
+        lines = ["| part | difference | p | verdict |", "|---|---:|---:|---|"]
+        lines += [f"| {' | '.join(row.cells())} |" for row in self.rows]
+        beside = [row.cells() for row in self.beside if row.settled.p is not None]
+        lines += [
+            f"| beside it: {words} | {difference} | {p} | ({verdict}) |" for words, difference, p, verdict in beside
+        ]
+        table = "\n".join(lines)
+        return f"## {self.claim.number}. {self.claim.sentence}\n\n{table}\n\n**Verdict: {self.verdict}.**"
+
+
+def judge(claim, settings):
+    """Return the Verdict on a Claim; settings: the runs, a list by setting."""
+    rows, beside = ([Row(*settle(part, settings), part.form) for part in each] for each in (claim.parts, claim.beside))
+    return Verdict(claim, verdict_of([row.settled.verdict for row in rows]), rows, beside)
 
 
 @comparison("claims")
 def claims(groups):
-    """Write claims.md: each claim, what was measured, difference, p, and the verdict."""
+    """Write claims.md: each claim that these runs can test, what was measured, difference, p, and the verdict."""
     real = [group for group in groups if not group[0].source and epochs_of(group) == REPORT_EPOCHS]
     settings = {group[0].config.setting(): group for group in real}
-    overview, details = ["| | claim | verdict | differences | p |", "|---:|---|---|---:|---:|"], []
-    for claim in CLAIMS:
-        settled = [settle(part, settings) for part in claim.parts]
-        verdict = verdict_of([row.verdict for row in settled])
-        cells = [(difference_text(row, part.form), p_text(row)) for row, part in zip(settled, claim.parts, strict=True)]
-        known = [place for place, row in enumerate(settled) if row.difference is not None]
-        order = sorted(known, key=lambda place: settled[place].difference)
-        texts = [", ".join(filter(None, column)) for column in zip(*cells, strict=True)]
-        if len(order) > 4:
-            worst = max(settled, key=lambda row: row.p or 0.0)
-            texts = [f"{cells[order[0]][0]} to {cells[order[-1]][0]}", f"up to {p_text(worst)}".replace("up to <", "<")]
-        overview.append(f"| {claim.number} | {claim.sentence} | {verdict} | {' | '.join(texts)} |")
-        rows = [
-            f"| {row.words} | {' | '.join(texts)} | {row.verdict} |" for row, texts in zip(settled, cells, strict=True)
-        ]
-        table = "\n".join(["| part | difference | p | verdict |", "|---|---:|---:|---|", *rows])
-        details += [f"## {claim.number}. {claim.sentence}", table, f"**Verdict: {verdict}.**"]
-    return {"claims.md": "\n\n".join(["# The claims", RULE, "\n".join(overview), *details]) + "\n"}
+    text, untested, details = ["# The claims", RULE], [], []
+    for head, listed in (("The report's claims", REPORT_CLAIMS), ("Beyond the report", OUR_CLAIMS)):
+        verdicts = [judge(claim, settings) for claim in listed]
+        tested = [verdict for verdict in verdicts if verdict.tested]
+        untested += [verdict.claim.number for verdict in verdicts if not verdict.tested]
+        if tested:
+            rows = ["| | claim | verdict | differences | p |", "|---:|---|---|---:|---:|"]
+            text += [f"# {head}", "\n".join(rows + [verdict.overview() for verdict in tested])]
+            details += [verdict.details() for verdict in tested]
+    if untested:
+        text.append(f"Not tested with these runs: {', '.join(untested)}; the shipped verdicts stand in {SHIPPED}.")
+    if not details:
+        tqdm.write(f"these runs can test no claim; the shipped verdicts stand in {SHIPPED}")
+        return None
+    return {"claims.md": "\n\n".join(text + details) + "\n"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1800,18 +2255,22 @@ def visualize_run(run, names, output_dir):
 
 
 def compare_runs(runs, names, output_dir):
-    """Compare several runs by their settings, by default in every way."""
+    """Compare several runs by their settings, by default in every way; those on real and on embedded data apart."""
     unfit = [name for name in names or [] if name not in COMPARISONS]
     if unfit:
         raise InputError(f"the figure {unfit[0]} takes a single run; several are compared by {', '.join(COMPARISONS)}")
     for run in runs:
         if not run.record.diverged:
             run.check_trained()
-    groups = group_runs(runs)
-    for name in tqdm(dict.fromkeys(names or COMPARISONS), unit="figure", leave=False, disable=None):
-        made = COMPARISONS[name](groups)
-        if made is not None:
-            save(name, made, output_dir)
+    for source in sorted({run.source for run in runs}):  # first the real ones, which have none
+        folder = output_dir if len({run.source for run in runs}) == 1 or not source else output_dir / "synthetic"
+        if source:
+            print(f"runs on synthetic data, comparable with no others: {folder}")
+        groups = group_runs([run for run in runs if run.source == source])
+        for name in tqdm(dict.fromkeys(names or COMPARISONS), unit="figure", leave=False, disable=None):
+            made = COMPARISONS[name](groups)
+            if made is not None:
+                save(name, made, folder)
 
 
 def find_runs(folder):
