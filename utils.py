@@ -36,7 +36,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent and os.environ.get("RANK", "0") == "0":
+if (
+    Path(sys.argv[0]).suffix == ".py"
+    and Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent
+    and os.environ.get("RANK", "0") == "0"
+):
     with suppress(OSError):
         print("loading torch ...", flush=True)  # which takes seconds
 

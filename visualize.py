@@ -165,6 +165,11 @@ class SavedRun:
         """Class probabilities of the test images, float32 (N, classes), computed as in training."""
         return predict(self.model, self.data.test.images).softmax(dim=1)
 
+    @cached_property
+    def exciting(self):
+        """What excites the feature maps of the convolutions most, Exciting test images by layer."""
+        return most_exciting(self.model, self.data.test.images)
+
 
 class Table(NamedTuple):
     """A table to be written as CSV: the columns' types by name, and rows, a list of dict."""
@@ -710,7 +715,7 @@ def deconv(run, count=16):
     Of each convolution but the first, whose reconstructions are its kernels: the maps that look inside the image.
     """
     images, made = run.data.test.images, {}
-    for layer, exciting in list(most_exciting(run.model, images).items())[1:]:
+    for layer, exciting in list(run.exciting.items())[1:]:
         maps = inside_first(run.model, layer, exciting, images.shape[1], count)
         pairs = exciting_patches(run.model, layer, images, exciting, maps)
         drawn = draw_pairs(*pairs, [f"map {number}" for number in maps])
@@ -730,28 +735,34 @@ def evolving_patches(models, images, maps):
     """
     found = {layer: [] for layer in maps}
     for model in models:
-        for layer, exciting in most_exciting(model, images, count=1).items():
-            reconstructions, _ = exciting_patches(model, layer, images, exciting, maps[layer])
-            found[layer].append((reconstructions[:, 0], exciting.strengths[0, maps[layer]]))
+        exciting = most_exciting(model, images, count=1)
+        for layer, chosen in maps.items():
+            reconstructions, _ = exciting_patches(model, layer, images, exciting[layer], chosen)
+            found[layer].append((reconstructions[:, 0], exciting[layer].strengths[0, chosen]))
     return {layer: [torch.stack(parts, 1) for parts in zip(*pairs, strict=True)] for layer, pairs in found.items()}
 
 
 @figure(CNN)
-def evolution(run, count=8):
-    """Draw, as in Fig. 4, the strongest reconstruction of some feature maps as training goes on."""
-    epochs = [epoch for epoch in EVOLUTION_EPOCHS if epoch <= len(run.history)]
-    channels = {layer: getattr(run.model.layers, layer).out_channels for layer in convolutions(run.model)}
-    maps = {layer: torch.linspace(0, last - 1, count).long() for layer, last in channels.items()}
-    evolved = evolving_patches([run.snapshot(epoch) for epoch in epochs], run.data.test.images, maps)
-    drawn = Figure(figsize=(WIDTH, 6.9))
-    panels = drawn.subplots(1, len(evolved), squeeze=False)[0]
-    for axes, (layer, (pictures, strengths)) in zip(panels, evolved.items(), strict=True):
-        size, titles = pictures.shape[-1], [f"{strength:.2g}" for strength in strengths.flatten()]
-        flat, gap = scaled(pictures.flatten(0, 1)), math.ceil(size / 8)
-        _, tops, lefts = draw_mosaic(axes, flat, titles, len(epochs), gap, room=math.ceil(size / 5), vmin=-1, vmax=1)
-        axes.set_xticks([left + size / 2 - 0.5 for left in lefts], epochs)
-        axes.set_yticks([top + size / 2 - 0.5 for top in tops], [f"map {number}" for number in maps[layer]])
-        axes.set(xlabel="after epoch (0: untrained)", title=f"{layer}; above each: the activation")
+def evolution(run, count=16):
+    """Draw, as in Fig. 4, the strongest reconstruction of some feature maps as training goes on.
+
+    Of the layers and maps of deconv or, of a network with a single convolution, of that one.
+    """
+    images, epochs = run.data.test.images, [epoch for epoch in EVOLUTION_EPOCHS if epoch <= len(run.history)]
+    layers = list(run.exciting)[1:] or list(run.exciting)
+    maps = {layer: inside_first(run.model, layer, run.exciting[layer], images.shape[1], count) for layer in layers}
+    evolved = evolving_patches([run.snapshot(epoch) for epoch in epochs], images, maps)
+    drawn = Figure(figsize=(WIDTH, 6.9 * len(layers)))
+    panels = drawn.subplots(len(layers), 2, squeeze=False)
+    for row, (layer, (pictures, strengths)) in zip(panels, evolved.items(), strict=True):
+        size, half = pictures.shape[-1], math.ceil(len(pictures) / 2)
+        for axes, part in zip(row, (slice(half), slice(half, None)), strict=True):
+            titles = [f"{strength:.2g}" for strength in strengths[part].flatten()]
+            flat, room = scaled(pictures[part].flatten(0, 1)), math.ceil(size / 5)
+            _, tops, lefts = draw_mosaic(axes, flat, titles, len(epochs), math.ceil(size / 8), room, vmin=-1, vmax=1)
+            axes.set_xticks([left + size / 2 - 0.5 for left in lefts], epochs)
+            axes.set_yticks([top + size / 2 - 0.5 for top in tops], [f"map {number}" for number in maps[layer][part]])
+            axes.set(xlabel="after epoch (0: untrained)", title=f"{layer}; above each: the activation")
     drawn.suptitle(f"Strongest reconstructions as training goes on, each on its own scale about zero\n{run.title}")
     return drawn
 
@@ -1416,10 +1427,10 @@ def draw_families(families, columns, draw, about):
     rows = math.ceil(len(families) / columns)
     drawn = Figure(figsize=(WIDTH, 2.8 * rows + 0.5))
     panels = drawn.subplots(rows, columns, squeeze=False).flat
-    for axes, family in zip(panels, families, strict=False):
+    for family, axes in zip(families, panels, strict=False):
         draw(axes, family)
         axes.set_title(labels_of(family)[1])
-    for axes in list(panels)[len(families) :]:
+    for axes in panels:  # what is left of the last row
         axes.set_axis_off()
     drawn.suptitle(about)
     return drawn
@@ -1497,7 +1508,9 @@ def draw_lost(axes, family):
     for group in family:
         pairs = [(accuracies.get(run.config.seed), run.test_accuracy(epochs_of(group))) for run in group]
         weights = group[0].record.conditions.parameters
+        diverged = f"\n{len(group) - len(accuracies_of(group))} of {len(group)} diverged"
         name = f"{group[0].config.without}\n{weights:,} weights left"
+        name += diverged if len(accuracies_of(group)) < len(group) else ""
         lost[name] = [before - after for before, after in pairs if None not in (before, after) and group is not whole]
     ranked = sorted(((np.mean(points), name) for name, points in lost.items() if points), reverse=True)
     for place, (mean, name) in enumerate(ranked):
@@ -1505,7 +1518,8 @@ def draw_lost(axes, family):
         axes.vlines(mean, place - 0.3, place + 0.3, color=OTHER)
         axes.annotate(f"{mean:.1f}", (mean, place - 0.32), ha="center", va="bottom", color=OTHER, fontsize=8)
     axes.set_yticks(range(len(ranked)), [name for _, name in ranked])
-    axes.set(xlabel="points of test accuracy lost", xlim=(0, None), ylim=(len(ranked) - 0.4, -0.7))
+    axes.set(xlabel="points of test accuracy lost", ylim=(len(ranked) - 0.4, -0.7))
+    axes.set_xlim(min(0, axes.get_xlim()[0]), max(0, axes.get_xlim()[1]))
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -1524,7 +1538,13 @@ def memory_kinds(groups):
         if group[0].script == RNN:
             kind = replace(group[0].config.setting(), rows_before=0, rows_after=0), epochs_of(group)
             kinds.setdefault(kind, []).append(group)
-    return {kind: found for (kind, _), found in kinds.items() if any(group[0].config.rows_after for group in found)}
+    return {
+        kind: found
+        for (kind, _), found in kinds.items()
+        if any(
+            group[0].config.rows_after and not group[0].config.rows_before and accuracies_of(group) for group in found
+        )
+    }
 
 
 def gradient_at_digit(run):
@@ -1537,6 +1557,24 @@ def gradient_at_digit(run):
     return max((row["norm"] for row in rows if row["step"] == last), default=None)
 
 
+def draw_memory(left, right, groups, look, label):
+    """Draw what one kind of network remembers, every seed: against the blank rows, and against gradient_at_digit."""
+    held = [group for group in groups if not group[0].config.rows_before]
+    means = [(group[0].config.rows_after, np.mean(accuracies_of(group))) for group in held if accuracies_of(group)]
+    left.plot(*zip(*means, strict=True), **look, label=label)
+    dots = look | {"linestyle": "none"}
+    for run, accuracy in ((run, run.test_accuracy(epochs_of(group))) for group in held for run in group):
+        if accuracy is not None:
+            left.plot(run.config.rows_after, accuracy, **dots, alpha=0.5)
+            gradient = gradient_at_digit(run)
+            if gradient is not None:
+                right.plot(max(gradient, GRADIENT_FLOOR), accuracy, **dots, alpha=0.7)
+    for group in groups:
+        if group[0].config.rows_before and not group[0].config.rows_after:
+            spots = [group[0].config.rows_before] * len(accuracies_of(group))
+            left.plot(spots, accuracies_of(group), **dots, markerfacecolor="none")
+
+
 @comparison("memory")
 def compare_memory(groups):
     """Draw accuracy against the blank rows read after the digit, and against the gradient that reaches it at first."""
@@ -1546,25 +1584,11 @@ def compare_memory(groups):
     names, common = tell_apart([kind.said() for kind in kinds])
     drawn = Figure(figsize=(WIDTH, 4.4))
     left, right = drawn.subplots(1, 2, sharey=True)
-    networks = []
-    for name, (kind, found) in zip(names, kinds.items(), strict=True):
-        shape = networks.count(kind.network) % 3
-        networks.append(kind.network)
-        style = {"color": NETWORK_COLOURS[kind.network], "marker": "o^s"[shape], "markersize": 5}
-        held = [group for group in found if not group[0].config.rows_before]
-        means = [(group[0].config.rows_after, np.mean(accuracies_of(group))) for group in held if accuracies_of(group)]
-        left.plot(*zip(*means, strict=True), **style, linestyle=("-", "--", ":")[shape], label=name or kind.network)
-        for group in held:
-            known = [(gradient_at_digit(run), run.test_accuracy(epochs_of(group))) for run in group]
-            for gradient, accuracy in known:
-                if accuracy is not None:
-                    left.plot(group[0].config.rows_after, accuracy, **style, alpha=0.5)
-                if None not in (gradient, accuracy):
-                    right.plot(max(gradient, GRADIENT_FLOOR), accuracy, **style, alpha=0.7)
-        for group in found:
-            if group[0].config.rows_before and not group[0].config.rows_after:
-                spots = [group[0].config.rows_before] * len(accuracies_of(group))
-                left.plot(spots, accuracies_of(group), **style, linestyle="none", markerfacecolor="none")
+    networks = [kind.network for kind in kinds]
+    for number, (network, name, found) in enumerate(zip(networks, names, kinds.values(), strict=True)):
+        marker, line = (("o", "-"), ("^", "--"), ("s", ":"))[networks[:number].count(network) % 3]
+        look = {"color": NETWORK_COLOURS[network], "marker": marker, "markersize": 5, "linestyle": line}
+        draw_memory(left, right, found, look, name or network)
     left.set(xlabel="blank rows read after the digit\n(hollow: before it)", ylabel="test accuracy in %", ylim=(0, 102))
     right.set(xlabel="norm of the loss gradient that reaches\nthe digit before training", xscale="log")
     for axes in (left, right):
@@ -1747,14 +1771,14 @@ def permutation_p(these, those, paired):
 
 
 class Settled(NamedTuple):
-    """What a test found. difference: of the means, or the rank correlation; without p: nothing could be tested."""
+    """What a test found. difference: of the means, or the rank correlation; without p: nothing was tested."""
 
     difference: float | None
     p: float | None
     verdict: str
 
 
-UNTESTED = Settled(None, None, UNDECIDED)
+UNTESTED, DIVERGED = Settled(None, None, UNDECIDED), Settled(None, None, f"{UNDECIDED}: a seed diverged")
 
 
 def verdict_on(p, opposite):
@@ -2101,15 +2125,15 @@ def settle(part, settings):
     configs = {config.setting() for side in (part.this, part.that) for config in (*side.configs, side.less) if config}
     diverged = any(run.test_accuracy() is None for config in configs for run in settings.get(config, []))
     if diverged or not all(figures):
-        return words, UNTESTED
+        return words, DIVERGED if diverged else UNTESTED
     return words, part.test(*figures, part.paired, part.margin)
 
 
 def difference_text(settled, form):
     if settled.difference is None:
         return ""
-    sign = "+" if settled.difference >= 0 else ""
-    return (sign + form.format(settled.difference)).replace(" %", " points")
+    text = form.format(settled.difference).replace(" %", " points")
+    return text if text.startswith("-") and float(text.split()[0].replace(",", "")) else "+" + text.lstrip("-")
 
 
 def p_text(settled):
@@ -2119,8 +2143,9 @@ def p_text(settled):
 def span(side, values, form):
     """Return a Side in words with the mean, the lowest and the highest figure of its runs, and those without one."""
     name, known = side.words or side.configs[0].words(), [value for value in values.values() if value is not None]
-    lost = [str(seed) for (_, seed), value in values.items() if value is None]
-    missing = f", {len(lost)} of {len(values)} without a figure: seed {' '.join(lost)}" if lost else ""
+    lost = [seed for (_, seed), value in values.items() if value is None]
+    seeds = " ".join(map(str, sorted(set(lost))))
+    missing = f", {len(lost)} of {len(values)} without a figure: seed {seeds}" if lost else ""
     if not known:
         return f"{name} (not measured{missing})"
     mean, low, high = (form.format(value) for value in (np.mean(known), min(known), max(known)))
@@ -2178,7 +2203,8 @@ class Verdict(NamedTuple):
         differences, p_values = ([row.cells()[column] for row in self.tested] for column in (1, 2))
         if len(self.tested) > 4:
             order = sorted(self.tested, key=lambda row: row.settled.difference)
-            worst = p_text(max((row.settled for row in order), key=lambda settled: settled.p))
+            order = [row for row in order if row.form == self.tested[0].form]  # of one unit
+            worst = p_text(max((row.settled for row in self.tested), key=lambda settled: settled.p))
             differences = [f"{order[0].cells()[1]} to {order[-1].cells()[1]}"]
             p_values = [worst if worst.startswith("<") else f"up to {worst}"]
         cells = self.claim.number, self.claim.sentence, self.verdict, ", ".join(differences), ", ".join(p_values)
@@ -2199,7 +2225,8 @@ class Verdict(NamedTuple):
 def judge(claim, settings):
     """Return the Verdict on a Claim; settings: the runs, a list by setting."""
     rows, beside = ([Row(*settle(part, settings), part.form) for part in each] for each in (claim.parts, claim.beside))
-    return Verdict(claim, verdict_of([row.settled.verdict for row in rows]), rows, beside)
+    verdicts = [UNDECIDED if row.settled is DIVERGED else row.settled.verdict for row in rows]
+    return Verdict(claim, verdict_of(verdicts), rows, beside)
 
 
 @comparison("claims")
@@ -2210,8 +2237,8 @@ def claims(groups):
     text, untested, details = ["# The claims", RULE], [], []
     for head, listed in (("The report's claims", REPORT_CLAIMS), ("Beyond the report", OUR_CLAIMS)):
         verdicts = [judge(claim, settings) for claim in listed]
-        tested = [verdict for verdict in verdicts if verdict.tested]
-        untested += [verdict.claim.number for verdict in verdicts if not verdict.tested]
+        tested = [verdict for verdict in verdicts if any(row.settled is not UNTESTED for row in verdict.rows)]
+        untested += [verdict.claim.number for verdict in verdicts if verdict not in tested]
         if tested:
             rows = ["| | claim | verdict | differences | p |", "|---:|---|---|---:|---:|"]
             text += [f"# {head}", "\n".join(rows + [verdict.overview() for verdict in tested])]

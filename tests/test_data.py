@@ -12,6 +12,10 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import cnn_cifar10
+import rnn_mnist
+import utils
+
 import numpy as np
 import pytest
 import torch
@@ -19,10 +23,6 @@ from conftest import same
 from PIL import Image
 from torch import nn
 from torchvision import datasets, transforms
-
-import cnn_cifar10
-import rnn_mnist
-import utils
 
 TO_CNN_INPUT = transforms.Compose([transforms.Grayscale(), transforms.ToTensor()])
 TO_RNN_INPUT = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])

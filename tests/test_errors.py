@@ -8,13 +8,13 @@ import shlex
 import signal
 import warnings
 
-import pytest
-import torch
-from conftest import CONFIGS, Intruder, assert_refused, read_files, run_command
-
 import cnn_cifar10
 import rnn_mnist
 import utils
+
+import pytest
+import torch
+from conftest import CONFIGS, Intruder, assert_refused, read_files, run_command
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-import pytest
-import torch
-from conftest import CONFIGS, ROOT, read_rows
-from filelock import FileLock
-
 import cnn_cifar10
 import rnn_mnist
 import utils
+
+import pytest
+import torch
+from conftest import CONFIGS, ROOT, assert_refused, read_rows
+from filelock import FileLock
 
 # What the flags ask for
 
@@ -35,6 +35,16 @@ def test_several_values_make_the_product_without_repeats(requested):
 def test_momentum_is_a_choice_of_sgd_alone(requested):
     grid = requested(cnn_cifar10, "--optimizer", "adam", "sgd", "--momentum", 0, 0.9)
     assert [(config.optimizer, config.momentum) for config in grid] == [("adam", 0.0), ("sgd", 0.0), ("sgd", 0.9)]
+
+
+def test_the_forget_gates_bias_is_a_setting_of_the_lstm_alone(requested):
+    grid = requested(rnn_mnist, "--cell", "gru", "lstm", "--forget-bias", 1, 2)
+    assert [(config.cell, config.forget_bias) for config in grid] == [("gru", None), ("lstm", 1.0), ("lstm", 2.0)]
+
+
+@pytest.mark.parametrize("cells", [[], ["--cell", "gru"], ["--cell", "rnn", "gru"]])
+def test_a_bias_of_forget_gates_that_no_network_has_is_refused(call, cells):
+    assert_refused(call(rnn_mnist, *cells, "--forget-bias", 1), "--forget-bias")
 
 
 @pytest.mark.parametrize(("script", "count"), [(cnn_cifar10, 4), (rnn_mnist, 12)])
@@ -60,7 +70,9 @@ def finished(folder):
 
 def table_of(output):
     """Return the lines of the table at the end of a sweep as lists of texts; an empty cell has no place there."""
-    lines = re.split(r"\ntest accuracy in % after epoch \d+\n", output)[1].splitlines()
+    lines = re.split(r"\nTest accuracy in % after epoch \d+: mean and standard deviation over seeds\n", output)[
+        1
+    ].splitlines()
     return [re.split("  +", line) for line in lines if re.search(" {2,}", line) and not line.startswith(" ")]
 
 
@@ -155,7 +167,7 @@ def test_the_reports_table_is_that_of_its_epoch_also_for_runs_that_went_on(train
     monkeypatch.setattr(utils, "REPORT_EPOCHS", 2)
     monkeypatch.setattr(rnn_mnist, "REPORT", rnn_mnist.REPORT[:2])
     output = train("--report", "--epochs", 3)[1]
-    assert "test accuracy in % after epoch 2\n" in output
+    assert "\nTest accuracy in % after epoch 2: " in output
     for row, line in zip(rnn_mnist.REPORT, table_of(output)[1:], strict=True):
         rows = read_rows(tmp_path / "rnn_mnist" / f"synthetic_{row.config.name}")
         assert len(rows) == 3
@@ -207,7 +219,7 @@ def test_the_first_process_waits_for_a_run_that_another_trains_and_the_others_do
     assert status == 0
     assert time.monotonic() - start > 1
     assert output.count("waiting for what other processes train, 1 of 2 runs") == 1
-    assert "test accuracy in % after epoch 1" in output
+    assert "Test accuracy in % after epoch 1" in output
 
 
 def test_the_commit_is_asked_for_once_in_a_sweep(train, monkeypatch):
@@ -225,7 +237,7 @@ def test_torchrun_shares_the_list_among_its_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", *flags.split(), "--runs-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=170)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy in % after epoch 1") == 1
+    assert done.stdout.count("Test accuracy in % after epoch 1") == 1
     folders = list((tmp_path / "rnn_mnist").iterdir())
     assert len(folders) == 4
     for folder in folders:

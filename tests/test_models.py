@@ -1,13 +1,13 @@
 """The networks: shapes, sizes, and what their methods promise."""
 
-import pytest
-import torch
-import torch.nn.functional as F
-
 import cnn_cifar10
 import rnn_mnist
 from cnn_cifar10 import LeNet5
 from rnn_mnist import RowReader
+
+import pytest
+import torch
+import torch.nn.functional as F
 
 
 def count_parameters(model):
@@ -18,8 +18,8 @@ def lenet5(dataset="cifar10", precision="fp32"):
     return LeNet5(cnn_cifar10.Config(dataset=dataset), precision)
 
 
-def row_reader(cell, hidden_size):
-    return RowReader(rnn_mnist.Config(cell=cell, hidden_size=hidden_size))
+def row_reader(cell, hidden_size, **settings):
+    return RowReader(rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings))
 
 
 def test_lenet5_has_the_layers_of_the_report():
@@ -28,6 +28,24 @@ def test_lenet5_has_the_layers_of_the_report():
     assert shapes == [(32, 1, 5, 5), (64, 32, 5, 5), (1024, 4096), (10, 1024)]
     assert count_parameters(model) == 4_257_674
     assert count_parameters(lenet5("mnist")) == 4_257_674 - 1024 * (4096 - 7 * 7 * 64)
+
+
+@pytest.mark.parametrize(
+    ("without", "expected", "names"),
+    [
+        ("nothing", 4_257_674, "conv1 pool1 relu1 conv2 pool2 relu2 flatten fc1 relu_fc1 fc2"),
+        ("conv1", 4_207_242, "pool1 relu1 conv2 pool2 relu2 flatten fc1 relu_fc1 fc2"),
+        ("conv2", 2_109_258, "conv1 pool1 relu1 pool2 relu2 flatten fc1 relu_fc1 fc2"),
+        ("fc1", 93_066, "conv1 pool1 relu1 conv2 pool2 relu2 flatten fc2"),
+        ("conv1+conv2", 76_810, "pool1 relu1 pool2 relu2 flatten fc1 relu_fc1 fc2"),
+    ],
+)
+def test_a_network_trained_without_a_layer_keeps_its_poolings(without, expected, names):
+    model = LeNet5(cnn_cifar10.Config(without=without))
+    assert count_parameters(model) == expected
+    outputs = model.outputs(torch.randint(256, (2, 32, 32), dtype=torch.uint8))
+    assert " ".join(outputs) == names
+    assert [outputs[name].shape[2:] for name in ("pool1", "pool2")] == [(16, 16), (8, 8)]
 
 
 @pytest.mark.parametrize(("cell", "expected"), [("rnn", 3_970), ("gru", 11_290), ("lstm", 14_950)])
@@ -78,6 +96,51 @@ def test_row_reader_reads_rows_in_order_and_answers_after_the_last(cell):
     for step in range(28):
         output, state = model.recurrent(rows[:, step : step + 1], state)
     torch.testing.assert_close(model(images), model.fc(output[:, 0]))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (3, 0), (0, 2), (4, 5)])
+def test_blank_rows_are_black_and_leave_the_digits_rows_as_they_are(before, after):
+    images = torch.randint(1, 256, (2, 28, 28), dtype=torch.uint8)
+    rows = row_reader("rnn", 4, rows_before=before, rows_after=after).rows(images)
+    plain, black = (row_reader("rnn", 4).rows(each) for each in (images, torch.zeros_like(images)))
+    assert rows.shape == (2, before + 28 + after, 28)
+    assert torch.equal(rows[:, before : before + 28], plain)
+    assert torch.equal(rows[:, :before], black[:, :before])
+    assert torch.equal(rows[:, before + 28 :], black[:, :after])
+    assert black.unique().tolist() == pytest.approx([-0.1307 / 0.3081])
+
+
+def untrained_lstm(forget_bias=None, hidden_size=5):
+    torch.manual_seed(3)
+    return row_reader("lstm", hidden_size, forget_bias=forget_bias)
+
+
+@pytest.mark.parametrize("bias", [1.0, 2.0, 0.0, -3.5])
+def test_forget_gates_start_with_their_bias_and_all_else_as_without_it(bias):
+    weights, default = (dict(untrained_lstm(each).named_parameters()) for each in (bias, None))
+    forget, changed = slice(5, 10), {"ih": bias, "hh": 0.0}
+    assert weights.keys() == default.keys()
+    for name, values in weights.items():
+        expected = default[name].detach().clone()
+        if "bias_" in name:
+            expected[forget] = changed[name.split("_")[1]]
+        assert torch.equal(values, expected), name
+    assert sum("bias_" in name for name in weights) == 4, "of both layers"
+
+
+@pytest.mark.parametrize("bias", [1.0, 2.0, -3.5])
+def test_the_forget_gates_bias_is_what_is_kept_of_a_cell_state_that_nothing_is_added_to(bias):
+    """With all weights and all other biases zero, a step adds tanh(0) = 0 to the cell state."""
+    model = untrained_lstm(bias)
+    with torch.no_grad():
+        for name, parameter in model.recurrent.named_parameters():
+            kept = parameter[5:10].clone()
+            parameter.zero_()
+            if "bias" in name:
+                parameter[5:10] = kept
+        ones = torch.ones(2, 1, 5)
+        _, (_, cell) = model.recurrent(torch.randn(1, 3, 28), (ones, ones))
+    torch.testing.assert_close(cell, torch.sigmoid(torch.tensor(bias)) ** 3 * ones)
 
 
 def test_plain_rnn_agrees_with_its_equation():

@@ -6,15 +6,15 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from types import SimpleNamespace
 
-import pytest
-from conftest import CONFIGS, assert_refused, random_config, read_files
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import plugin_data_pb2
-
 import cnn_cifar10
 import rnn_mnist
 import utils
 from utils import setting
+
+import pytest
+from conftest import CONFIGS, assert_refused, random_config, read_files
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def test_a_new_setting_trains_nothing_again_and_is_written_down(script, change, 
     assert utils.read_record(newer, configs).config == replace(utils.read_record(older, configs).config, **change)
     assert utils.read_checkpoint(newer, configs)["record"] == utils.read_record(newer, configs)
     assert hyperparameters_of(newer)[name] == value
-    assert len(output.split("test accuracy in % after epoch 1\n")[1].split("\nNOTE")[0].splitlines()) == 3
+    table = output.split("\nTest accuracy in % after epoch 1: ")[1].split("\nNOTE")[0].splitlines()
+    assert len(table) == 1 + 3
 
 
 # Names

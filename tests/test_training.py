@@ -14,6 +14,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import cnn_cifar10
+import rnn_mnist
+import utils
+
 import numpy as np
 import pytest
 import torch
@@ -37,10 +41,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-
-import cnn_cifar10
-import rnn_mnist
-import utils
 
 SMALL_GRU = rnn_mnist.Config(cell="gru", hidden_size=8, lr=1e-2)
 SMALL_CNN = cnn_cifar10.Config(without="fc1", lr=1e-3, batch_size=32)
@@ -83,7 +83,8 @@ def test_screen_shows_aligned_epochs_the_data_source_and_what_to_type_next(run, 
     shown = {"train_loss": last[1], "train_accuracy": last[2], "test_accuracy": last[4]}
     for name, text in shown.items():
         assert float(text) == pytest.approx(float(row[name]), abs=0.005)
-    assert "synthetic" in lines[0]
+    assert lines[0] == "loading torch ..."
+    assert "synthetic" in lines[1]
     assert sum("NOT the real set" in line for line in lines) == 2
     assert lines[-2].split() == ["tensorboard", "--logdir", str(folder.parent)]
     assert lines[-1].split()[1:] == ["visualize.py", str(folder)]

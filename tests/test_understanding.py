@@ -2,12 +2,7 @@
 
 import math
 from collections import OrderedDict
-
-import pytest
-import torch
-import torch.nn.functional as F
-from conftest import EPOCHS
-from torch import nn
+from types import SimpleNamespace
 
 import cnn_cifar10
 import rnn_mnist
@@ -15,6 +10,13 @@ import utils
 import visualize
 from cnn_cifar10 import LeNet5
 from rnn_mnist import RowReader
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import EPOCHS
+from torch import nn
 
 LAYERS = ("conv1", "pool1", "conv2", "pool2")
 DEEP_LAYERS = (*LAYERS, "conv3", "pool3")
@@ -67,6 +69,95 @@ def deep_lenet5():
 
 def random_images(count, size=32):
     return torch.randint(256, (count, size, size), dtype=torch.uint8)
+
+
+# A linear classifier
+
+
+def solved_by_numpy(features, labels, classes, strength):
+    """Return weights and bias of the same ridge regression, in float64, as least squares with rows for the penalty."""
+    features, targets = features.double().numpy(), np.eye(classes)[labels]
+    centred = features - features.mean(0)
+    variance = (centred**2).sum(0).mean()
+    penalty = math.sqrt(strength * variance + 1e-6) * np.eye(features.shape[1])
+    wanted = np.vstack([targets - targets.mean(0), np.zeros((len(penalty), classes))])
+    weights, *_ = np.linalg.lstsq(np.vstack([centred, penalty]), wanted, rcond=None)
+    return weights, targets.mean(0) - features.mean(0) @ weights
+
+
+@pytest.mark.parametrize(("count", "size"), [(60, 7), (20, 50)])
+def test_ridge_classifiers_are_those_of_least_squares(count, size):
+    """Also where there are fewer images than features."""
+    generator = torch.Generator().manual_seed(0)
+    features = 3 + torch.rand(count, size, generator=generator) * torch.arange(1, size + 1)
+    labels, strengths = torch.randint(3, (count,), generator=generator), (0.01, 0.1, 1.0)
+    found = visualize.ridge_classifiers(features, labels, 3, strengths)
+    for (weights, bias), strength in zip(found, strengths, strict=True):
+        expected = solved_by_numpy(features, labels, 3, strength)
+        assert (weights.dtype, weights.shape, bias.shape) == (torch.float32, (size, 3), (3,))
+        np.testing.assert_allclose(weights, expected[0], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(bias, expected[1], rtol=1e-3, atol=1e-3)
+
+
+def test_features_that_tell_nothing_give_the_most_frequent_class():
+    labels, test_labels = torch.tensor([1, 2, 2, 0, 2] * 4), torch.tensor([2, 2, 2, 0])
+    ((weights, bias),) = visualize.ridge_classifiers(torch.full((20, 4), 0.3), labels, 3, [0.1])
+    assert weights.abs().max() < 1e-3
+    assert bias.tolist() == pytest.approx([0.2, 0.2, 0.6], abs=1e-3)
+    found = visualize.readable(torch.full((20, 4), 0.3), labels, torch.full((4, 4), 0.3), test_labels, 3)
+    assert found == 75
+
+
+@pytest.mark.parametrize("strengths", [(1e-4, 3.0), (3.0, 1e-4)])
+def test_the_strength_is_the_best_one_on_features_that_are_not_fitted(monkeypatch, strengths):
+    monkeypatch.setattr(visualize, "RIDGE_STRENGTHS", strengths)
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(3, (600,), generator=generator)
+    features = torch.randn(600, 70, generator=generator)
+    features[:, :3] += F.one_hot(labels)
+    fitted, held_out, test = slice(80), slice(80, 100), slice(100, 600)
+    shares = {}
+    for strength in strengths:
+        weights, bias = solved_by_numpy(features[fitted], labels[fitted], 3, strength)
+        answers = (features.double().numpy() @ weights + bias).argmax(1) == labels.numpy()
+        shares[strength] = answers[held_out].mean(), 100 * answers[test].mean()
+    assert shares[3.0][0] > shares[1e-4][0]
+    found = visualize.readable(features[:100], labels[:100], features[test], labels[test], 3)
+    assert found == pytest.approx(shares[3.0][1])
+    assert found > shares[1e-4][1] + 5
+
+
+@pytest.mark.parametrize("without", ["nothing", "conv1", "conv2", "fc1", "conv1+conv2"])
+def test_features_of_layers_are_what_relu_lets_through_and_the_pixels(without):
+    model, images = LeNet5(cnn_cifar10.Config(without=without)), random_images(5)
+    found, outputs = visualize.layer_features(model, images, batch_size=2), model.outputs(images)
+    rectified = {"pool1": "relu1", "pool2": "relu2", "fc1": "relu_fc1"}
+    assert list(found) == ["pixels", *(name for name in rectified if name in outputs)]
+    torch.testing.assert_close(found.pop("pixels"), images.flatten(1) / 255)
+    for name, features in found.items():
+        torch.testing.assert_close(features, outputs[rectified[name]].flatten(1))
+        assert features.min() >= 0
+
+
+def test_layers_are_measured_trained_and_untrained_on_the_first_training_images(tiny_pictures, monkeypatch):
+    monkeypatch.setattr(visualize, "RIDGE_IMAGES", 50)
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(LeNet5(cnn_cifar10.Config(without="conv1+conv2")))
+    run = SimpleNamespace(model=models[0], untrained_model=lambda: models[1], data=tiny_pictures)
+    rows = visualize.measure_layers(run).rows
+    assert [(row["network"], row["layer"]) for row in rows] == [
+        (state, layer) for state in ("trained", "untrained") for layer in ("pixels", "pool1", "pool2", "fc1")
+    ]
+    assert visualize.MEASUREMENTS["layers"].is_whole(rows)
+    assert not visualize.MEASUREMENTS["layers"].is_whole(rows[:4])
+    train, test = tiny_pictures.train, tiny_pictures.test
+    for row, model in zip(rows[3::4], models, strict=True):
+        with torch.no_grad():
+            fitted, tested = (model.outputs(images)["relu_fc1"] for images in (train.images[:50], test.images))
+        assert row["accuracy"] == visualize.readable(fitted, train.labels[:50], tested, test.labels, 10)
+    assert rows[0]["accuracy"] == rows[4]["accuracy"], "training does not change the pixels"
 
 
 # The deconvolutional network
@@ -550,6 +641,59 @@ def test_probabilities_by_row_are_those_of_an_image_that_ends_there(cell):
     assert probabilities.shape == (3, 28, 10)
     for rows in (1, 13, 28):
         torch.testing.assert_close(probabilities[:, rows - 1], model(images[:, :rows]).softmax(1))
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_states_by_row_are_those_that_the_network_has_when_an_image_ends_there(cell):
+    model, images = row_reader(cell, 6, rows_before=2, rows_after=1), random_images(3, size=28)
+    rows = model.rows(images)
+    outputs, _ = model.recurrent(rows)
+    states = list(visualize.states_by_row(model, images))
+    assert len(states) == 31
+    for step, state in enumerate(states):
+        torch.testing.assert_close(state[0][-1], outputs[:, step])
+        _, expected = model.recurrent(rows[:, : step + 1])
+        torch.testing.assert_close(state, expected if cell == "lstm" else (expected,))
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_what_a_state_knows_is_nothing_before_the_first_row_and_is_read_from_all_of_it(cell):
+    """Images are about as bright as their class says; a third of them are of class 2."""
+    torch.manual_seed(0)
+    model, labels = row_reader(cell, 8, rows_before=2, rows_after=1), torch.tensor([0, 1, 2, 2, 3, 4] * 20)
+    brightness = (50 * labels + torch.randint(56, (120,))).to(torch.uint8)
+    split = utils.Split(brightness[:, None, None].expand(-1, 28, 28), labels)
+    known = visualize.readable_by_row(model, split, split, 5)
+    assert len(known) == 31
+    assert known[:2] == [pytest.approx(100 / 3)] * 2
+    assert min(known[2:30]) > 50
+    with torch.no_grad():
+        _, state = model.recurrent(model.rows(split.images)[:, :7])
+    parts = [part.transpose(0, 1).flatten(1) for part in (state if cell == "lstm" else (state,))]
+    whole, hidden = (visualize.readable(each, labels, each, labels, 5) for each in (torch.cat(parts, 1), parts[0]))
+    assert known[6] == pytest.approx(whole, abs=1)
+    assert whole > hidden + 2 or cell == "gru"
+
+
+@pytest.mark.parametrize(("larger", "expected"), [("hidden", 40.0), ("cell", 50.0)])
+def test_the_gradient_at_the_digit_is_that_of_its_last_row_before_training_in_the_larger_state(
+    measured, larger, expected
+):
+    run = SimpleNamespace(config=rnn_mnist.Config(cell="lstm", rows_before=5, rows_after=7))
+    hidden, cell = [[100.0] * 40 for _ in range(2)]
+    hidden[5 + 28 - 1], cell[5 + 28 - 1] = 40.0, {"hidden": 1e-3, "cell": 50.0}[larger]
+    measured(gradient_rows(hidden), gradient_rows(cell, 0, "cell"), gradient_rows([1e3] * 40, epoch=10))
+    assert visualize.gradient_at_digit(run) == expected
+    assert visualize.log_gradient_at_digit(run) == pytest.approx(math.log10(expected))
+
+
+def test_a_gradient_at_the_digit_that_vanished_or_was_not_measured(measured):
+    run = SimpleNamespace(config=rnn_mnist.Config(rows_after=2))
+    measured(gradient_rows([0.0] * 28 + [0.5, 1.0]))
+    assert (visualize.gradient_at_digit(run), visualize.log_gradient_at_digit(run)) == (0, -16)
+    for rows in ([], gradient_rows([1.0] * 30, epoch=10)):
+        measured(rows)
+        assert (visualize.gradient_at_digit(run), visualize.log_gradient_at_digit(run)) == (None, None)
 
 
 # From a run's folder

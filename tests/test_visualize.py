@@ -7,6 +7,11 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
+import cnn_cifar10
+import utils
+import visualize
+from visualize import SavedRun
+
 import matplotlib
 import numpy as np
 import pytest
@@ -18,11 +23,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from test_understanding import PRECISIONS, DeepLeNet5, gradient_rows, hesitant_networks, without_map
-
-import cnn_cifar10
-import utils
-import visualize
-from visualize import SavedRun
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,12 +64,19 @@ def read_table(path):
         return list(csv.DictReader(file))
 
 
+def few_features(*of, every=20, whole=visualize.layer_features):
+    """Return one feature in 20 of each layer: the time that a linear classifier takes grows with their cube."""
+    return {name: features[:, ::every] for name, features in whole(*of).items()}
+
+
 @pytest.fixture(scope="module")
 def cnn(cnn_run, tmp_path_factory):
-    """All figures of a CNN run, of 100 test images and with few attempts at each Gabor function."""
+    """All figures of a CNN run, of 100 test images, few attempts at each Gabor function, few features of each layer."""
     data = SavedRun(cnn_run[1]).data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(visualize, "GABOR_STARTS", 2)
+        patch.setattr(visualize, "RIDGE_IMAGES", 300)
+        patch.setattr(visualize, "layer_features", few_features)
         few = data._replace(test=first_images(data.test, 100))
         return draw(cnn_run[1], few, tmp_path_factory.mktemp("cnn"))
 
@@ -88,7 +95,7 @@ def few_pictures():
 # What a reader is told of each axes
 
 
-NAMED_BY_TICKS = ("evolution.png", "gabor.png")  # their rows' names stand at the ticks of the y axis
+NAMED_BY_TICKS = ("evolution.png", "gabor.png", "without.png")  # their rows' names stand at the ticks of the y axis
 
 
 def legend_texts(figure, axes):
@@ -181,9 +188,11 @@ def test_a_missing_label_or_legend_is_found(rnn, draw_one, spoil):
 
 def test_every_figure_of_a_cnn_run_is_written_with_title_labels_and_legends(cnn):
     names = (
-        "curves confusion examples filters activations deconv_conv2 evolution invariance occlusion contribution gabor"
+        "curves confusion examples filters activations layers deconv_conv2 evolution invariance occlusion contribution "
+        "gabor"
     )
-    assert cnn.made.keys() == {*(f"{name}.png" for name in names.split()), "activations.csv", "gabor.csv"}
+    tables = {"activations.csv", "layers.csv", "gabor.csv"}
+    assert cnn.made.keys() == {*(f"{name}.png" for name in names.split()), *tables}
     assert cnn.run.title == "LeNet-5 on CIFAR-10, Adam, learning rate 1e-4, seed 0, synthetic data"
     check_pictures(cnn)
 
@@ -354,6 +363,20 @@ def test_activations_draw_the_mean_where_they_say_mean(cnn):
         assert list(zeros.lines[0].get_ydata()) == pytest.approx([values["zeros"].mean()] * 2)
 
 
+def test_layers_draw_the_accuracy_of_each_linear_classifier_beside_the_networks_own(cnn):
+    rows, (axes,) = read_table(cnn.folder / "layers.csv"), cnn.made["layers.png"].axes
+    own, *lines = axes.lines
+    last = float(read_rows(cnn.run.folder)[-1]["test_accuracy"])
+    assert (own.get_label(), *own.get_ydata()) == ("the network's own answer", last, last)
+    assert [line.get_label() for line in lines] == ["trained network", "untrained network"]
+    for line, state in zip(lines, ("trained", "untrained"), strict=True):
+        assert list(line.get_xdata()) == ["pixels", "pool1", "pool2", "fc1"]
+        accuracies = [float(row["accuracy"]) for row in rows if row["network"] == state]
+        assert list(line.get_ydata()) == pytest.approx(accuracies)
+    said = [text.get_text() for text in axes.texts]
+    assert said == [f"{value:.1f}" for line in lines for value in line.get_ydata()]
+
+
 def test_deconv_draws_the_maps_that_look_inside_beside_their_patches(cnn):
     run, (axes,) = cnn.run, cnn.made["deconv_conv2.png"].axes
     images = run.data.test.images
@@ -374,16 +397,18 @@ def test_deconv_draws_the_maps_that_look_inside_beside_their_patches(cnn):
 
 
 def test_evolution_names_epochs_maps_and_activations(cnn):
+    """Of the maps that deconv draws, half of them in each panel."""
     run, panels = cnn.run, cnn.made["evolution.png"].axes
-    models = [run.snapshot(epoch) for epoch in range(EPOCHS + 1)]
-    for axes, layer, maps in zip(panels, ("conv1", "conv2"), (32, 64), strict=True):
+    models, images = [run.snapshot(epoch) for epoch in range(EPOCHS + 1)], run.data.test.images
+    peaks = [visualize.activations_of(model, images)["conv2"].amax((0, 2, 3)) for model in models]
+    drawn = [text.get_text() for text in cnn.made["deconv_conv2.png"].axes[0].texts]
+    for axes, maps in zip(panels, (drawn[:8], drawn[8:]), strict=True):
+        assert axes.get_title() == "conv2; above each: the activation"
         assert [text.get_text() for text in axes.get_xticklabels()] == [str(epoch) for epoch in range(EPOCHS + 1)]
         chosen = [int(text.get_text().removeprefix("map ")) for text in axes.get_yticklabels()]
-        assert len(chosen) == 8
-        assert (chosen[0], chosen[-1]) == (0, maps - 1)
-        shown = iter(text.get_text() for text in axes.texts)
-        peaks = [visualize.activations_of(model, run.data.test.images)[layer].amax((0, 2, 3)) for model in models]
-        assert [f"{peak[number]:.2g}" for number in chosen for peak in peaks] == list(shown)
+        assert maps == [f"map {number}" for number in chosen]
+        shown = [text.get_text() for text in axes.texts]
+        assert [f"{peak[number]:.2g}" for number in chosen for peak in peaks] == shown
 
 
 def test_invariance_draws_distances_and_accuracy_of_transformed_images(cnn):
@@ -493,6 +518,7 @@ def draw_trained(few_pictures, tmp_path, monkeypatch):
         monkeypatch.setattr(visualize, "TRANSFORMATIONS", amounts)
         monkeypatch.setattr(visualize, "first_right_of_each_class", lambda run: torch.tensor([3]))
         monkeypatch.setattr(visualize, "GABOR_STARTS", 1)
+        monkeypatch.setattr(visualize, "layer_features", few_features)
         monkeypatch.setattr(visualize, "picture_bytes", lambda figure: b"")
         folder = train_here(cnn_cifar10, tmp_path / "runs", few_pictures, config, epochs=1)
         made = draw(folder, few_pictures, tmp_path, *(["--figures", *names] if names else [])).made
@@ -508,7 +534,8 @@ def test_the_figures_of_a_network_with_three_convolutions_look_into_all_of_them(
     names = "filters activations deconv evolution occlusion contribution invariance"
     made = draw_trained(cnn_cifar10.Config(), *names.split())
     assert {"deconv_conv2.png", "deconv_conv3.png"} == {name for name in made if name.startswith("deconv")}
-    assert len(made["evolution.png"].axes) == 3
+    titles = [axes.get_title().split(";")[0] for axes in made["evolution.png"].axes]
+    assert titles == ["conv2", "conv2", "conv3", "conv3"]
     assert [axes.get_title() for axes in made["activations.png"].axes[::3]] == [
         f"conv{number}: across images" for number in (1, 2, 3)
     ]
@@ -521,12 +548,14 @@ def test_the_figures_of_a_network_with_three_convolutions_look_into_all_of_them(
 @pytest.mark.parametrize("without", ["conv1", "conv2", "fc1"])
 def test_a_network_without_a_layer_has_every_figure_of_what_is_left(draw_trained, without):
     made = draw_trained(cnn_cifar10.Config(without=without))
-    pictures = "curves confusion examples filters activations evolution invariance occlusion contribution gabor"
+    pictures = "curves confusion examples filters activations layers evolution invariance occlusion contribution gabor"
     expected = {*pictures.split(), *(["deconv_conv2"] if without == "fc1" else [])}
     assert {name.removesuffix(".png") for name in made if name.endswith(".png")} == expected
     left = "conv2" if without == "conv1" else "conv1"
     assert made["occlusion.png"].axes[1].get_xlabel().startswith("conv2" if without != "conv2" else "conv1")
     assert made["contribution.png"].axes[0].get_title() == f"one feature map of {left}"
+    layers = ["pixels", "pool1", "pool2", *(["fc1"] if without != "fc1" else [])]
+    assert [row["layer"] for row in made["layers.csv"].rows] == 2 * layers
 
 
 def test_a_network_without_convolutions_has_the_figures_that_need_none(draw_trained, tmp_path):
@@ -593,7 +622,7 @@ def test_gradients_draw_the_cell_state_by_itself_without_its_last_step(rnn, monk
 
 def test_reading_draws_the_answers_row_by_row(rnn):
     run, panels = rnn.run, rnn.made["reading.png"].axes
-    (line,) = panels[-1].lines
+    known, line = panels[-1].lines
     last = float(read_rows(run.folder)[-1]["test_accuracy"])
     assert list(line.get_xdata()) == list(range(1, 29))
     assert line.get_ydata()[-1] == pytest.approx(last)
@@ -601,6 +630,12 @@ def test_reading_draws_the_answers_row_by_row(rnn):
     assert line.get_ydata()[9] == pytest.approx(
         100 * (probabilities[:, 9].argmax(1) == run.data.test.labels).double().mean().item()
     )
+    assert list(known.get_xdata()) == list(range(1, 29))
+    with torch.no_grad():
+        features = [run.model.recurrent(run.model.rows(split.images[:, :10]))[1] for split in run.data[3:]]
+    fitted, tested = (each.transpose(0, 1).flatten(1) for each in features)
+    expected = visualize.readable(fitted, run.data.train.labels, tested, run.data.test.labels, 10)
+    assert known.get_ydata()[9] == pytest.approx(expected, abs=0.5)
     number = ((run.probabilities.argmax(1) == 0) & (run.data.test.labels == 0)).nonzero()[0, 0]
     (picture, heat), shown = panels[0:6:5], run.data.test.images[number].float()
     assert picture.get_title() == "a 0"

@@ -7,15 +7,15 @@ import shlex
 import shutil
 from dataclasses import replace
 
-import pytest
-import torch
-from conftest import CONFIGS, FORGED, Intruder, assert_refused, read_files, run_command
-
 import cnn_cifar10
 import rnn_mnist
 import utils
 import visualize
 from visualize import SavedRun
+
+import pytest
+import torch
+from conftest import CONFIGS, FORGED, Intruder, assert_refused, read_files, run_command
 
 
 @pytest.mark.parametrize(
