@@ -1445,7 +1445,8 @@ def compare_curves(groups):
         for axes, column in zip(drawn.subplots(1, 2), ("test_accuracy", "train_loss"), strict=True):
             draw_epochs(axes, groups, column)
         drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        drawn.suptitle(f"{labels_of(groups)[1] or 'Accuracy and loss by epoch'}\n{about}")
+        common = labels_of(groups)[1]
+        drawn.suptitle(f"Accuracy and loss by epoch{': ' * bool(common)}{common}\n{about}")
         return drawn
 
     def draw(axes, family):

@@ -93,6 +93,37 @@ def test_report_trains_all_and_prints_a_table(train, tmp_path):
     assert finished(tmp_path) == runs, "nothing is trained twice"
 
 
+def test_a_list_says_how_many_runs_are_done_by_whomever_and_how_long_the_rest_takes(train):
+    def told(*sizes):
+        return [line for line in train("--hidden-size", *sizes)[1].splitlines() if "runs done" in line]
+
+    left = ", about 1 min left"
+    assert told(2, 3, 4) == [
+        "0 of 3 runs done",
+        f"1 of 3 runs done{left}",
+        f"2 of 3 runs done{left}",
+        "3 of 3 runs done",
+    ]
+    assert told(5, 2, 3, 4) == ["3 of 4 runs done", "4 of 4 runs done"]
+    assert told(2, 3) == ["2 of 2 runs done"]
+
+
+def test_the_time_that_is_left_follows_from_the_runs_so_far(capsys, monkeypatch):
+    monkeypatch.setattr(utils.time, "monotonic", lambda: 1360.0)
+    utils.tell_progress(done=5, total=20, before=2, start=1000.0)
+    assert capsys.readouterr().out == "5 of 20 runs done, about 30 min left\n", "two minutes a run, fifteen left"
+
+
+def test_a_sweep_of_several_seeds_ends_with_the_commands_that_show_their_means(train, tmp_path):
+    folder = tmp_path / "comparison" / "tensorboard" / "rnn_mnist"
+    means = f"  tensorboard --logdir {folder}  (after it: the means over seeds)"
+    assert train("--hidden-size", 2, "--seed", 0, 1)[1].splitlines()[-2:] == [
+        f"  python visualize.py {tmp_path}",
+        means,
+    ]
+    assert "means over seeds" not in train("--hidden-size", 2, 3)[1]
+
+
 def invented_run(config, accuracies, seed=0, source="real"):
     """What a run looks like to the table: accuracies in percent after its epochs."""
     record = utils.Record(replace(config, seed=seed), utils.Conditions(data_source=source, parameters=1234))
@@ -119,6 +150,15 @@ def test_table_gives_mean_and_deviation_over_seeds_and_where_the_reported_figure
     std = (sum((accuracy - mean) ** 2 for accuracy in accuracies) / 2) ** 0.5
     figures = ["61.30", f"{mean:.2f}", f"{mean - 61.3:+.2f}", f"{std:.2f}", "3", within]
     assert row == ["LeNet-5 on CIFAR-10, Adam, learning rate 1e-4", *figures, "2.0", "1234"]
+
+
+def test_runs_on_embedded_data_have_a_table_of_their_own(capsys):
+    config = rnn_mnist.Config()
+    runs = [invented_run(config, [90.0] * 10), invented_run(config, [50.0] * 10, source="synthetic")]
+    utils.print_results(runs, 10, rnn_mnist.REPORT)
+    tables = capsys.readouterr().out.split("Test accuracy in %")[1:]
+    assert [table.count("90.00") for table in tables] == [1, 0]
+    assert [table.count("50.00") for table in tables] == [0, 1]
 
 
 def test_table_leaves_out_what_no_setting_has(capsys):
@@ -210,7 +250,7 @@ def test_the_first_process_waits_for_a_run_that_another_trains_and_the_others_do
     monkeypatch.setenv("RANK", "1")
     status, output, _ = train("--hidden-size", "3", "4")
     assert status == 0
-    assert "test accuracy in %" not in output, "the first process prints the table"
+    assert "Test accuracy in %" not in output, "the first process prints the table"
     assert len(finished(tmp_path)) == 2
     monkeypatch.setenv("RANK", "0")
     threading.Timer(1.5, lock.release).start()
