@@ -184,7 +184,7 @@ def test_several_runs_are_compared_in_one_figure(cnn_run, rnn_run, tmp_path, cal
     (figure,) = drawn
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["LeNet-5 on CIFAR-10, learning rate 1e-4", "RNN, 30 hidden units, learning rate 1e-3"]
-    assert figure.get_suptitle().startswith(f"Adam, synthetic data, only {EPOCHS} epochs\n")
+    assert figure.get_suptitle().startswith(f"Accuracy and loss by epoch: Adam, synthetic data, only {EPOCHS} epochs\n")
     assert [len(axes.lines) for axes in figure.axes] == [2, 2]
     assert untold("curves.png", figure) == []
 
@@ -360,7 +360,7 @@ def test_curves_draw_the_mean_over_seeds_and_the_band_that_spans_them(tmp_path):
     crosses = [line for line in accuracy.lines if line.get_marker() == "x"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses] == [(10, 47.73), (10, 94.17)]
     assert list(loss.lines[0].get_ydata()) == pytest.approx([2 / epoch for epoch in range(1, 11)])
-    assert figure.get_suptitle().startswith("RNN, Adam, learning rate 1e-3\n")
+    assert figure.get_suptitle().startswith("Accuracy and loss by epoch: RNN, Adam, learning rate 1e-3\n")
     assert untold("curves.png", figure) == []
 
 
