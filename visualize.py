@@ -1809,9 +1809,10 @@ def ranks(values):
 
 
 def settle_correlated(these, those, paired=True, margin=0.0, shuffles=9999, seed=0):
-    """Return the Settled 'what these rank high those rank high', pairs: Spearman's rank correlation is above margin.
+    """Return the Settled 'what these rank high those rank high', always in pairs: Spearman's correlation is above zero.
 
-    p is the share of random shuffles of those, the one that was measured among them, that correlate at least as well.
+    paired and margin are those of every test and change nothing here. p is the share of random shuffles of those, the
+    one that was measured among them, that correlate at least as well.
     """
     x, y = (ranks(values) - (len(values) + 1) / 2 for values in (these, those))
     scale, generator = math.sqrt((x @ x) * (y @ y)) or 1.0, np.random.default_rng(seed)
@@ -2290,8 +2291,9 @@ def compare_runs(runs, names, output_dir):
     for run in runs:
         if not run.record.diverged:
             run.check_trained()
-    for source in sorted({run.source for run in runs}):  # first the real ones, which have none
-        folder = output_dir if len({run.source for run in runs}) == 1 or not source else output_dir / "synthetic"
+    sources = sorted({run.source for run in runs})  # first the real ones, which have none
+    for source in sources:
+        folder = output_dir / "synthetic" if source and len(sources) > 1 else output_dir
         if source:
             print(f"runs on synthetic data, comparable with no others: {folder}")
         groups = group_runs([run for run in runs if run.source == source])
