@@ -529,8 +529,9 @@ class Config(Checked):
 
     def command(self):
         """Return the command line that trains the experiment."""
-        values = ((one, getattr(self, one.name)) for one in settings_of(type(self)))
-        flags = [f"{one.flag} {number_text(value)}" for one, value in values if value != one.default]
+        values = ((one.flag, getattr(self, one.name), one.default) for one in settings_of(type(self)))
+        texts = [(flag, number_text(value)) for flag, value, default in values if value != default]
+        flags = [f"{flag}={text}" if text.startswith("-") else f"{flag} {text}" for flag, text in texts]  # for argparse
         return " ".join([f"python {self.script()}.py", *flags])
 
     @classmethod

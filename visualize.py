@@ -149,7 +149,7 @@ class SavedRun:
         return NETWORKS[self.script](self).eval()
 
     def snapshot(self, epoch):
-        """A network with the weights that stood after an epoch, where the run kept them (a CNN's convolutions)."""
+        """A network with the weights that stood after an epoch, those that the run kept: of a CNN its convolutions'."""
         model = self.untrained_model()
         weights = load_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt")
         restore({"state": {"model": model.state_dict() | weights}}, {"model": model})
@@ -290,7 +290,7 @@ def confusion(run):
     axes.set(xlabel="predicted class (numbers: images)", ylabel="true class")
     right = axes.secondary_yaxis("right")
     right.set_yticks(positions, [f"{value:.1f} %" for value in 100 * counts.diagonal() / counts.sum(1)])
-    right.set_ylabel("accuracy of the class")
+    right.set_ylabel("accuracy of the class", labelpad=8)
     right.tick_params(length=0)
     drawn.colorbar(shown, ax=axes, label="images classified wrong", shrink=0.8)
     accuracy = 100 * counts.diagonal().sum() / counts.sum()
@@ -349,23 +349,27 @@ def examples(run, rows=2):
 # ---------------------------------------------------------------------------------------------------------------------
 
 RIDGE_STRENGTHS = (0.01, 0.1, 1.0)
-RIDGE_IMAGES = 10_000  # training images, the first
+RIDGE_IMAGES = 5000  # training images, the first
 
 
 def ridge_classifiers(features, labels, classes, strengths):
     """Return a linear classifier for each strength, in closed form: ridge regression on the classes as 0 and 1.
 
     features: float32 (N, D); labels: int64 (N,); strengths: of the penalty on the squared weights, in multiples of the
-    features' mean variance. Each is (weights, bias), float32 (D, classes) and (classes,); the bias bears no penalty.
+    features' mean sum of squared deviations. Each is (weights, bias), float32 (D, classes) and (classes,); the bias
+    bears no penalty.
     """
     centre, targets = features.mean(0), F.one_hot(labels, classes).float()
-    centred = features - centre
-    products, responses = centred.T @ centred, centred.T @ (targets - targets.mean(0))
-    found, variance = [], products.diagonal().mean()
+    centred, answers = features - centre, targets - targets.mean(0)
+    is_wide = features.shape[1] > len(features)  # then the smaller system is the one between images, its dual
+    products = centred @ centred.T if is_wide else centred.T @ centred
+    responses = answers if is_wide else centred.T @ answers
+    found, deviation = [], products.trace() / features.shape[1]
     for strength in strengths:
-        penalty = strength * variance + 1e-6  # features that are the same for all images have no variance
+        penalty = strength * deviation + 1e-6  # features that are the same for all images have no deviation
         factor = torch.linalg.cholesky(products + penalty * torch.eye(len(products)))
-        weights = torch.cholesky_solve(responses, factor)
+        solved = torch.cholesky_solve(responses, factor)
+        weights = centred.T @ solved if is_wide else solved
         found.append((weights, targets.mean(0) - centre @ weights))
     return found
 
@@ -414,12 +418,13 @@ def filters(run):
     drawn = Figure(figsize=(WIDTH, 6.6))
     panels = drawn.subplots(1, 3)
     limit, change = max(start.abs().max(), trained.abs().max()).item(), (trained - start).abs().max().item()
-    shown = {"at the start": (start, limit), "trained": (trained, limit), "the change": (trained - start, change)}
+    shown = {"at the start": (start, limit), "trained": (trained, limit)}
+    shown["the change, on its own scale"] = trained - start, change
     for axes, (title, (kernels, limit)) in zip(panels, shown.items(), strict=True):
         numbers = [f"{number}" for number in range(len(kernels))]
         picture, *_ = draw_mosaic(axes, kernels, numbers, columns=4, gap=1, room=2, vmin=-limit, vmax=limit)
         axes.set(title=title)
-        drawn.colorbar(picture, ax=axes, label="weight", orientation="horizontal", shrink=0.9)
+        drawn.colorbar(picture, ax=axes, label="weight", orientation="horizontal", shrink=0.9, ticks=MaxNLocator(4))
     drawn.suptitle(f"The kernels of {convolutions(run.model)[0]}, after {len(run.history)} epochs\n{run.title}")
     return drawn
 
@@ -681,7 +686,10 @@ def scaled(images, quantile=1.0):
 
 
 def inside_first(model, layer, exciting, image_size, count):
-    """Return the count feature maps, int64, whose exciting patches lie inside the image most often, strongest first."""
+    """Return the count feature maps, int64 in rising order, whose exciting patches lie inside the image most often.
+
+    Of maps that are equal in that, the strongest.
+    """
     size, stride, offset = receptive_field(model, layer)
     starts = torch.stack([offset + stride * places for places in (exciting.rows, exciting.columns)])
     inside = ((starts >= 0) & (starts + size <= image_size)).all(0).sum(0)  # (C,)
@@ -708,16 +716,21 @@ def draw_pairs(reconstructions, patches, titles, columns=4):
     return drawn
 
 
+def maps_inside(run, count):
+    """Return the maps of inside_first by layer, without the first convolution's, whose reconstructions are its kernels.
+
+    Of a network with a single convolution those of that one.
+    """
+    layers, size = list(run.exciting)[1:] or list(run.exciting), run.data.test.images.shape[1]
+    return {layer: inside_first(run.model, layer, run.exciting[layer], size, count) for layer in layers}
+
+
 @figure(CNN)
 def deconv(run, count=16):
-    """Draw, as in Fig. 2, what excites feature maps most: reconstructions beside patches of the images.
-
-    Of each convolution but the first, whose reconstructions are its kernels: the maps that look inside the image.
-    """
+    """Draw, as in Fig. 2, what excites feature maps most: reconstructions beside patches of the images."""
     images, made = run.data.test.images, {}
-    for layer, exciting in list(run.exciting.items())[1:]:
-        maps = inside_first(run.model, layer, exciting, images.shape[1], count)
-        pairs = exciting_patches(run.model, layer, images, exciting, maps)
+    for layer, maps in maps_inside(run, count).items():
+        pairs = exciting_patches(run.model, layer, images, run.exciting[layer], maps)
         drawn = draw_pairs(*pairs, [f"map {number}" for number in maps])
         drawn.suptitle(f"What excites {len(maps)} feature maps of {layer} most: nine test images each\n{run.title}")
         made[f"deconv_{layer}.png"] = drawn
@@ -744,16 +757,12 @@ def evolving_patches(models, images, maps):
 
 @figure(CNN)
 def evolution(run, count=16):
-    """Draw, as in Fig. 4, the strongest reconstruction of some feature maps as training goes on.
-
-    Of the layers and maps of deconv or, of a network with a single convolution, of that one.
-    """
+    """Draw, as in Fig. 4, the strongest reconstruction of some feature maps as training goes on."""
     images, epochs = run.data.test.images, [epoch for epoch in EVOLUTION_EPOCHS if epoch <= len(run.history)]
-    layers = list(run.exciting)[1:] or list(run.exciting)
-    maps = {layer: inside_first(run.model, layer, run.exciting[layer], images.shape[1], count) for layer in layers}
+    maps = maps_inside(run, count)
     evolved = evolving_patches([run.snapshot(epoch) for epoch in epochs], images, maps)
-    drawn = Figure(figsize=(WIDTH, 6.9 * len(layers)))
-    panels = drawn.subplots(len(layers), 2, squeeze=False)
+    drawn = Figure(figsize=(WIDTH, 6.9 * len(maps)))
+    panels = drawn.subplots(len(maps), 2, squeeze=False)
     for row, (layer, (pictures, strengths)) in zip(panels, evolved.items(), strict=True):
         size, half = pictures.shape[-1], math.ceil(len(pictures) / 2)
         for axes, part in zip(row, (slice(half), slice(half, None)), strict=True):
@@ -842,14 +851,17 @@ def invariance(run, count=500):
             low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
             axes.fill_between(amounts, low, high, color=AFTER, alpha=0.2, linewidth=0)
             axes.plot(amounts, middle, color=AFTER)
-            axes.set(ylabel=name, ylim=(0, None))
+            axes.set_ylabel(name)
         row[3].plot(amounts, 100 * right.mean(1), color=OTHER)
         row[3].set(ylabel="accuracy in %", ylim=(0, 100))
         for axes in row[1:]:
             axes.set(xlabel=kind)
             axes.grid(alpha=0.3)
-    about = "distances relative to the image's own norm, median and the middle 80 %"
-    drawn.suptitle(f"The first {len(images)} test images transformed: {about}\n{run.title}")
+    top = max(axes.get_ylim()[1] for axes in grid[:, 1:3].flat)
+    for axes in grid[:, 1:3].flat:
+        axes.set_ylim(0, top)
+    about = "distances relative to the norm of the features, median and middle 80 %"
+    drawn.suptitle(f"{len(images)} test images transformed: {about}\n{run.title}")
     return drawn
 
 
@@ -969,11 +981,10 @@ def contribution(run, strongest=10, count=2000):
         lost[layer] = intact - class_accuracies(predicted, labels, len(names))
     drawn = Figure(figsize=(WIDTH, 4 + 1.7 * len(lost)))
     top, bottom = drawn.subfigures(2, 1, height_ratios=(len(lost), 1.7))
-    for axes, (layer, losses) in zip(top.subplots(len(lost), squeeze=False)[:, 0], lost.items(), strict=True):
-        order = losses[:, -1].argsort(descending=True)
-        axes.bar(range(len(order)), losses[order, -1], color="0.6")
-        axes.set_xticks(range(len(order)), order.tolist(), fontsize=6)
-        axes.set(title=f"one feature map of {layer}", xlabel="feature map, ranked", ylabel="points lost")
+    panels = top.subplots(len(lost), squeeze=False, sharey=True)[:, 0]
+    for axes, (layer, losses) in zip(panels, lost.items(), strict=True):
+        axes.bar(range(len(losses)), losses[:, -1].sort(descending=True).values, color="0.6")
+        axes.set(title=f"one feature map of {layer}", xlabel="feature maps, ranked", ylabel="points lost")
         axes.margins(x=0.01)
     draw_class_losses(bottom.subplots(), lost, names, strongest)
     about = f"accuracy lost when one is silenced, over the first {len(images):,} test images"
@@ -1183,19 +1194,24 @@ def is_whole_gradients(rows):
     return bool(lines) and all(each == list(range(1, len(steps[0]) + 1)) for each in steps) and min(outputs) > 0
 
 
-def gradient_line(rows, state, epoch):
-    """Return the norms over the steps, float64 (steps,), of a state after an epoch (-1: the last one measured)."""
+def gradient_line(rows, epoch, state=None):
+    """Return the norms over the steps, float64 (steps,), of a state after an epoch (-1: the last one measured).
+
+    state: 'hidden' or 'cell'; None: at each step the stronger one.
+    """
     epoch = max(row["epoch"] for row in rows) if epoch == -1 else epoch
-    return np.array([row["norm"] for row in rows if row["state"] == state and row["epoch"] == epoch])
+    chosen = [row for row in rows if row["epoch"] == epoch and state in (None, row["state"])]
+    norms = np.zeros(max((row["step"] for row in chosen), default=0))
+    for row in chosen:
+        norms[row["step"] - 1] = max(norms[row["step"] - 1], row["norm"])
+    return norms
 
 
 def reach_by_epoch(rows):
-    """Return epochs, and the share of the last step's gradient that reaches the first, the larger of both states."""
+    """Return the epochs, and the share of the last step's gradient that reaches the first, of the stronger state."""
     epochs = sorted({row["epoch"] for row in rows})
-    firsts = [max(row["norm"] for row in rows if row["epoch"] == epoch and row["step"] == 1) for epoch in epochs]
-    return epochs, [
-        first / gradient_line(rows, "hidden", epoch)[-1] for first, epoch in zip(firsts, epochs, strict=True)
-    ]
+    lines = [gradient_line(rows, epoch) for epoch in epochs]
+    return epochs, [norms[0] / norms[-1] for norms in lines]
 
 
 GRADIENT_FLOOR = 1e-16  # the bottom of the axis, where gradients that are zero are drawn
@@ -1223,7 +1239,7 @@ def gradients(run):
     for axes, state in zip(panels, states, strict=True):
         lines = ((0, "untrained", BEFORE), (-1, f"after {len(run.history)} epochs", AFTER))
         for epoch, label, colour in lines:
-            norms = gradient_line(table.rows, state, epoch)
+            norms = gradient_line(table.rows, epoch, state)
             if state == "cell":
                 norms = norms[:-1]  # the last cell state is read by nothing
             draw_gradient_line(axes, norms, color=colour, label=label)
@@ -1301,8 +1317,38 @@ def reading(run, count=5):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Group(list):
+    """The SavedRuns of one setting, a run for each seed."""
+
+    @property
+    def config(self):
+        """The setting, without its seed."""
+        return self[0].config.setting()
+
+    @cached_property
+    def epochs(self):
+        """The epoch after which the runs are compared: the report's last or, before that, the last that all have."""
+        finished = [len(run.history) for run in self if run.history and not run.record.diverged]
+        return min([REPORT_EPOCHS, *finished])
+
+    @cached_property
+    def summary(self):
+        """The Summary of the runs after that epoch."""
+        return summarise(self, self.epochs, REPORT)
+
+    @cached_property
+    def finished(self):
+        """The runs that have that epoch; those that diverged before it have not."""
+        return [run for run in self if len(run.history) >= self.epochs]
+
+    @cached_property
+    def accuracies(self):
+        """The test accuracies in percent of the finished runs after that epoch."""
+        return [run.test_accuracy(self.epochs) for run in self.finished]
+
+
 def group_runs(runs):
-    """Return the runs of each setting, a list of lists in rising order, a run for each seed.
+    """Return the Groups of runs in the rising order of their settings.
 
     Runs of fewer epochs than the reference report's are groups of their own. One that diverged belongs to those of its
     setting that have all epochs, where there are any.
@@ -1321,33 +1367,23 @@ def group_runs(runs):
     for run in unique:
         belongs = len(run.history) >= REPORT_EPOCHS or (run.record.diverged and setting(run) in whole)
         (ended if belongs else unfinished).append(run)
-    return group_by_setting(ended) + group_by_setting(unfinished)
-
-
-def epochs_of(group):
-    """Return the epoch at which a group's runs are compared: the report's, or the last that all of them have."""
-    finished = [len(run.history) for run in group if run.history and not run.record.diverged]
-    return min([REPORT_EPOCHS, *finished])
-
-
-def accuracies_of(group):
-    """Return the test accuracies in percent of a group's runs where it is compared, without those that diverged."""
-    return summarise(group, epochs_of(group), REPORT).accuracies
+    return [Group(found) for found in group_by_setting(ended) + group_by_setting(unfinished)]
 
 
 def tell_apart(said):
     """Return what tells each from the others, and what all share, in words; said: a dict of words for each."""
-    common = {name: text for name, text in said[0].items() if all(words.get(name) == text for words in said)}
+    first = said[0] if said else {}
+    common = {name: text for name, text in first.items() if all(words.get(name) == text for words in said)}
     own = [", ".join(text for name, text in words.items() if text and name not in common) for words in said]
     return own, ", ".join(filter(None, common.values()))
 
 
 def labels_of(groups):
     """Return what tells each group from the others in words, and the words that all have in common."""
-    said = [{**group[0].config.said(), "source": group[0].source.strip(", ")} for group in groups]
+    said = [{**group.config.said(), "source": group[0].source.strip(", ")} for group in groups]
     for words, group in zip(said, groups, strict=True):
-        epochs, diverged = epochs_of(group), summarise(group, epochs_of(group), REPORT).diverged
-        words["epochs"] = "" if epochs == REPORT_EPOCHS else f"only {epochs} epochs"
+        diverged = group.summary.diverged
+        words["epochs"] = "" if group.epochs == REPORT_EPOCHS else f"only {group.epochs} epochs"
         words["diverged"] = f"{len(diverged)} of {len(group)} diverged" if diverged else ""
     return tell_apart(said)
 
@@ -1356,10 +1392,10 @@ def families_of(groups, name):
     """Return lists of at least two groups that differ in the setting called name alone, in its rising order."""
     families = {}
     for group in groups:
-        settings = asdict(group[0].config) | {"seed": None, "script": group[0].script}
+        settings = asdict(group.config) | {"script": group[0].script, "epochs": group.epochs}
         if name in settings:
             del settings[name]
-            families.setdefault((*settings.items(), epochs_of(group)), []).append(group)
+            families.setdefault(tuple(settings.items()), []).append(group)
     return [family for family in families.values() if len(family) > 1]
 
 
@@ -1368,53 +1404,68 @@ OWN_PICTURE = ("rows_before", "rows_after", "forget_bias", "without")  # setting
 
 def usual(groups):
     """Return the groups in which the settings of OWN_PICTURE have their defaults."""
-    fields = [[one for one in settings_of(type(group[0].config)) if one.name in OWN_PICTURE] for group in groups]
-    return [
-        group
-        for group, settings in zip(groups, fields, strict=True)
-        if all(getattr(group[0].config, one.name) == one.default for one in settings)
-    ]
+    is_default = lambda config, name: getattr(config, name, None) == getattr(type(config), name, None)  # noqa: E731
+    return [group for group in groups if all(is_default(group.config, name) for name in OWN_PICTURE)]
+
+
+def colour_of(group):
+    """Return the colour of a group's network."""
+    return NETWORK_COLOURS.get(group.config.network.partition(" ")[0], OTHER)
 
 
 def colours_of(groups):
     """Return a colour for each group: its network's where networks differ, else shades from dark to light."""
-    networks = [group[0].config.network.partition(" ")[0] for group in groups]
-    if len(set(networks)) == len(groups):
-        return [NETWORK_COLOURS.get(network, OTHER) for network in networks]
+    if len(set(map(colour_of, groups))) == len(groups):
+        return [colour_of(group) for group in groups]
     return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(groups)))
 
 
-def set_accuracy_axis(axes, label, is_error):
-    """Label an axes of accuracies in percent, or of errors, which a log scale with plain numbers shows."""
-    axes.set_ylabel(label.replace("accuracy", "error in %" if is_error else "accuracy in %"))
-    if is_error:
-        axes.set_yscale("log")
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(LogFormatter(minor_thresholds=(1.5, 0.5)))
+def set_log(axes):
+    """Give an axes a log scale upwards, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+
+class Scale(NamedTuple):
+    """How accuracies in percent are drawn: as they are or, where all crowd at the top, as errors on a log axis."""
+
+    is_error: bool
+
+    @classmethod
+    def fitting(cls, means):
+        return cls(min(means, default=0) > 90)
+
+    def values(self, accuracies):
+        return abs(100 * self.is_error - np.asarray(accuracies))
+
+    def label(self, axes, text):
+        """Label an axes with text, in which the word accuracy stands for what is drawn."""
+        axes.set_ylabel(text.replace("accuracy", "error in %" if self.is_error else "accuracy in %"))
+        if self.is_error:
+            set_log(axes)
 
 
 def draw_epochs(axes, groups, column="test_accuracy"):
     """Draw a column of metrics.csv by epoch for each group: the mean over seeds in a band that spans them.
 
-    Accuracies that crowd at the top are drawn as errors on a log axis; crosses: what the reference report gives.
+    Crosses: what the reference report gives.
     """
-    lines = []
-    for group in groups:
-        rows = [run.history[: epochs_of(group)] for run in group if len(run.history) >= epochs_of(group)]
-        lines.append(np.array([[row[column] for row in history] for history in rows]))
-    is_error = "accuracy" in column and max((values[:, -1].mean() for values in lines if len(values)), default=0) > 90
-    for group, label, colour, values in zip(groups, labels_of(groups)[0], colours_of(groups), lines, strict=True):
-        if not len(values):
-            continue
-        values, epochs = abs(100 * is_error - values), range(1, values.shape[1] + 1)
+    groups = [group for group in groups if group.finished]
+    lines = [[[row[column] for row in run.history[: group.epochs]] for run in group.finished] for group in groups]
+    scale = Scale.fitting(np.mean(values, 0)[-1] if "accuracy" in column else 0 for values in lines)
+    looks = zip(groups, labels_of(groups)[0], colours_of(groups), map(scale.values, lines), strict=True)
+    for group, label, colour, values in looks:
+        epochs = range(1, group.epochs + 1)
         axes.plot(epochs, values.mean(0), color=colour, marker=".", markersize=4, label=label)
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        reported = summarise(group, epochs_of(group), REPORT).reported.comparable
+        reported = group.summary.reported.comparable
         if column == "test_accuracy" and reported:
-            mark = abs(100 * is_error - reported)
-            axes.plot(REPORT_EPOCHS, mark, "x", color=colour, markersize=7, markeredgewidth=2)
+            axes.plot(REPORT_EPOCHS, scale.values(reported), "x", color=colour, markersize=7, markeredgewidth=2)
     axes.set_xlabel("epoch")
-    set_accuracy_axis(axes, column.replace("_", " "), is_error)
+    scale.label(axes, column.replace("_", " "))
+    if "loss" in column:
+        set_log(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3, which="both")
 
@@ -1437,10 +1488,10 @@ def draw_families(families, columns, draw, about):
 
 
 @comparison("curves")
-def compare_curves(groups):
+def compare_curves(groups, most=6):
     """Draw test accuracy by epoch: up to six settings beside each other, of more a panel for each question."""
     about = "mean over seeds, the band spans them; crosses: the reference report"
-    if len(groups) <= 6:
+    if len(groups) <= most:
         drawn = Figure(figsize=(WIDTH, 3.8))
         for axes, column in zip(drawn.subplots(1, 2), ("test_accuracy", "train_loss"), strict=True):
             draw_epochs(axes, groups, column)
@@ -1455,25 +1506,26 @@ def compare_curves(groups):
         axes.set_ylim(low * (low / high) ** 0.2 if axes.get_yscale() == "log" else low - (high - low) / 5, high)
         axes.legend(fontsize=7, loc="lower left", ncols=2)
 
-    names = dict.fromkeys(name for group in groups for name in asdict(group[0].config) if name != "seed")
-    families = [family[:6] for name in names for family in families_of(usual(groups), name)]
-    return draw_families(families, 2, draw, f"Each panel varies one setting: {about}")
+    names = dict.fromkeys(name for group in groups for name in asdict(group.config) if name != "seed")
+    families = [family for name in names for family in families_of(usual(groups), name)]
+    legible = [family[start : start + most] for family in families for start in range(0, len(family), most)]
+    return draw_families(legible, 2, draw, f"Each panel varies one setting: {about}")
 
 
 def draw_seeds(axes, groups, name):
     """Draw the accuracy of every seed for each group, which differ in the setting called name."""
-    summaries = [summarise(group, epochs_of(group), REPORT) for group in groups]
-    is_error = min(np.mean(summary.accuracies or [0]) for summary in summaries) > 90
-    for place, (summary, colour) in enumerate(zip(summaries, colours_of(groups), strict=True)):
-        values = abs(100 * is_error - np.array(summary.accuracies))
+    scale = Scale.fitting(np.mean(group.accuracies or [0]) for group in groups)
+    for place, group in enumerate(groups):
+        values, reported = scale.values(group.accuracies), group.summary.reported.comparable
+        colour = colour_of(group)
         axes.plot(place + np.linspace(-0.15, 0.15, len(values)), values, ".", color=colour)
         if len(values):
             axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
-        if summary.reported.comparable:
-            axes.plot(place, abs(100 * is_error - summary.reported.comparable), "kx")
-    axes.set_xticks(range(len(groups)), [number_text(getattr(group[0].config, name)) for group in groups])
+        if reported:
+            axes.plot(place, scale.values(reported), "kx")
+    axes.set_xticks(range(len(groups)), [number_text(getattr(group.config, name)) for group in groups])
     axes.set_xlabel(name.replace("_", " ").replace("lr", "learning rate"))
-    set_accuracy_axis(axes, "test accuracy", is_error)
+    scale.label(axes, "test accuracy")
     axes.margins(x=0.2)
     axes.grid(axis="y", alpha=0.3, which="both")
 
@@ -1504,15 +1556,14 @@ def against_optimizer(groups):
 
 def draw_lost(axes, family):
     """Draw the accuracy that each layer is worth: what the same seed loses without it, ranked, a dot a seed."""
-    whole = next(group for group in family if group[0].config.without == "nothing")
-    accuracies, lost = {run.config.seed: run.test_accuracy(epochs_of(whole)) for run in whole}, {}
-    for group in family:
-        pairs = [(accuracies.get(run.config.seed), run.test_accuracy(epochs_of(group))) for run in group]
-        weights = group[0].record.conditions.parameters
-        diverged = f"\n{len(group) - len(accuracies_of(group))} of {len(group)} diverged"
-        name = f"{group[0].config.without}\n{weights:,} weights left"
-        name += diverged if len(accuracies_of(group)) < len(group) else ""
-        lost[name] = [before - after for before, after in pairs if None not in (before, after) and group is not whole]
+    whole = next(group for group in family if group.config.without == "nothing")
+    before, lost = {run.config.seed: run.test_accuracy(whole.epochs) for run in whole.finished}, {}
+    for group in (group for group in family if group is not whole):
+        pairs = [run for run in group.finished if run.config.seed in before]
+        name = f"{group.config.without}\n{group[0].record.conditions.parameters:,} weights left"
+        if len(pairs) < len(group):
+            name += f"\n{len(group) - len(pairs)} of {len(group)} seeds have no pair"
+        lost[name] = [before[run.config.seed] - run.test_accuracy(group.epochs) for run in pairs]
     ranked = sorted(((np.mean(points), name) for name, points in lost.items() if points), reverse=True)
     for place, (mean, name) in enumerate(ranked):
         axes.plot(lost[name], place + np.linspace(-0.12, 0.12, len(lost[name])), "o", color=AFTER, markersize=4)
@@ -1528,24 +1579,8 @@ def draw_lost(axes, family):
 def compare_without(groups):
     """Draw, as in Table 3, what each layer is worth: the accuracy lost when the network is trained without it."""
     families = families_of(groups, "without")
-    families = [family for family in families if any(group[0].config.without == "nothing" for group in family)]
+    families = [family for family in families if any(group.config.without == "nothing" for group in family)]
     return draw_families(families, 2, draw_lost, "What the network loses when it is trained without a layer")
-
-
-def memory_kinds(groups):
-    """Return the groups of each kind of recurrent network that was to remember, by its setting without blank rows."""
-    kinds = {}
-    for group in groups:
-        if group[0].script == RNN:
-            kind = replace(group[0].config.setting(), rows_before=0, rows_after=0), epochs_of(group)
-            kinds.setdefault(kind, []).append(group)
-    return {
-        kind: found
-        for (kind, _), found in kinds.items()
-        if any(
-            group[0].config.rows_after and not group[0].config.rows_before and accuracies_of(group) for group in found
-        )
-    }
 
 
 def gradient_at_digit(run):
@@ -1553,44 +1588,51 @@ def gradient_at_digit(run):
 
     None where it was not measured.
     """
-    rows = [row for row in read_measured(run, "gradients") if row["epoch"] == 0]
-    last = max((row["step"] for row in rows), default=0) - run.config.rows_after
-    return max((row["norm"] for row in rows if row["step"] == last), default=None)
+    norms = gradient_line(read_measured(run, "gradients"), 0)
+    return norms[-1 - run.config.rows_after] if len(norms) > run.config.rows_after else None
 
 
-def draw_memory(left, right, groups, look, label):
-    """Draw what one kind of network remembers, every seed: against the blank rows, and against gradient_at_digit."""
-    held = [group for group in groups if not group[0].config.rows_before]
-    means = [(group[0].config.rows_after, np.mean(accuracies_of(group))) for group in held if accuracies_of(group)]
+def draw_memory(left, right, family, controls, look, label, shift):
+    """Draw what one kind of network remembers, every seed: against the blank rows, and against gradient_at_digit.
+
+    controls: the Groups that read the blank rows before the digit, hollow; shift: in rows, so that kinds that remember
+    alike stand beside each other.
+    """
+    held = [group for group in family if group.finished]
+    means = [(group.config.rows_after + shift, np.mean(group.accuracies)) for group in held]
     left.plot(*zip(*means, strict=True), **look, label=label)
     dots = look | {"linestyle": "none"}
-    for run, accuracy in ((run, run.test_accuracy(epochs_of(group))) for group in held for run in group):
-        if accuracy is not None:
-            left.plot(run.config.rows_after, accuracy, **dots, alpha=0.5)
-            gradient = gradient_at_digit(run)
-            if gradient is not None:
-                right.plot(max(gradient, GRADIENT_FLOOR), accuracy, **dots, alpha=0.7)
-    for group in groups:
-        if group[0].config.rows_before and not group[0].config.rows_after:
-            spots = [group[0].config.rows_before] * len(accuracies_of(group))
-            left.plot(spots, accuracies_of(group), **dots, markerfacecolor="none")
+    marks = [mark for group in held for mark in zip(group.finished, group.accuracies, strict=True)]
+    for run, accuracy in marks:
+        gradient = gradient_at_digit(run)
+        left.plot(run.config.rows_after + shift, accuracy, **dots, alpha=0.5)
+        if gradient is not None:
+            right.plot(max(gradient, GRADIENT_FLOOR), accuracy, **dots, alpha=0.7)
+    for group in controls:
+        spots = [group.config.rows_before + shift] * len(group.accuracies)
+        left.plot(spots, group.accuracies, **dots, markerfacecolor="none")
 
 
 @comparison("memory")
 def compare_memory(groups):
     """Draw accuracy against the blank rows read after the digit, and against the gradient that reaches it at first."""
-    kinds = memory_kinds(groups)
-    if not kinds:
+    families = [family for family in families_of(groups, "rows_after") if not family[0].config.rows_before]
+    families = [family for family in families if any(group.finished for group in family)]
+    if not families:
         return None
+    kinds = [replace(family[0].config, rows_after=0) for family in families]
     names, common = tell_apart([kind.said() for kind in kinds])
     drawn = Figure(figsize=(WIDTH, 4.4))
     left, right = drawn.subplots(1, 2, sharey=True)
     networks = [kind.network for kind in kinds]
-    for number, (network, name, found) in enumerate(zip(networks, names, kinds.values(), strict=True)):
-        marker, line = (("o", "-"), ("^", "--"), ("s", ":"))[networks[:number].count(network) % 3]
-        look = {"color": NETWORK_COLOURS[network], "marker": marker, "markersize": 5, "linestyle": line}
-        draw_memory(left, right, found, look, name or network)
+    controls = {(first.config, first.epochs): others for first, *others in families_of(groups, "rows_before")}
+    for number, (kind, name, family) in enumerate(zip(kinds, names, families, strict=True)):
+        marker, line = (("o", "-"), ("^", "--"), ("s", ":"))[networks[:number].count(kind.network) % 3]
+        look = {"color": NETWORK_COLOURS[kind.network], "marker": marker, "markersize": 5, "linestyle": line}
+        shift, control = number - (len(kinds) - 1) / 2, controls.get((kind, family[0].epochs), [])
+        draw_memory(left, right, family, control, look, name or kind.network, shift)
     left.set(xlabel="blank rows read after the digit\n(hollow: before it)", ylabel="test accuracy in %", ylim=(0, 102))
+    left.set_xticks(sorted({group.config.rows_after for family in families for group in family}))
     right.set(xlabel="norm of the loss gradient that reaches\nthe digit before training", xscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -1604,9 +1646,8 @@ def results(groups):
     """Write results.csv and results.md: the Summary of each setting after the report's epochs."""
     rows = []
     for group in groups:
-        summary, epochs = summarise(group, epochs_of(group), REPORT), epochs_of(group)
-        note = "" if epochs == REPORT_EPOCHS else f", only {epochs} epochs"
-        rows.append(summary._replace(setting=summary.setting + note).row())
+        note = "" if group.epochs == REPORT_EPOCHS else f", only {group.epochs} epochs"
+        rows.append(group.summary._replace(setting=group.summary.setting + note).row())
     alignment = ["---"] + ["---:"] * (len(Summary.COLUMNS) - 1)
     lines = [f"| {' | '.join(row)} |" for row in (Summary.COLUMNS, alignment, *rows)]
     head = f"# Results\n\n{results_head(REPORT_EPOCHS)}.\n\n"
@@ -1618,20 +1659,19 @@ def results(groups):
 def tensorboard_means(groups):
     """Write a TensorBoard run for each setting with several seeds: the scalars' means over them, and its HParams."""
     made = {}
-    for group in groups:
-        runs = [run for run in group if len(run.history) >= epochs_of(group)]
-        if len(runs) < 2:
-            continue
+    for group in (group for group in groups if len(group.finished) > 1):
         writer = memory_writer(Path("."), is_new=True)
-        _, start, end = hyperparameters(runs[0].record, seed=None, seeds=len(runs))
+        _, start, end = hyperparameters(group.finished[0].record, seed=None, seeds=len(group.finished))
         writer.file_writer.add_summary(start)
-        for number in range(epochs_of(group)):
+        for number in range(group.epochs):
             for tag, column in TENSORBOARD_TAGS.items():
-                writer.add_scalar(tag, np.mean([run.history[number][column] for run in runs]), number + 1)
+                writer.add_scalar(tag, np.mean([run.history[number][column] for run in group.finished]), number + 1)
         writer.file_writer.add_summary(end)
-        name = run_folder("", runs[0].config.setting(), runs[0].record.conditions.data_source).name
-        seeds = f"{name.removesuffix('_seed0')}_{len(runs)}seeds"
-        made[f"tensorboard/{runs[0].script}/{seeds}/{EVENTS}"] = writer.take()
+        name = run_folder("", group.config, group[0].record.conditions.data_source).name
+        counted = {"seeds": len(group.finished), "diverged": len(group.summary.diverged), "epochs": group.epochs}
+        usual_counts = {"diverged": 0, "epochs": REPORT_EPOCHS}
+        counts = [f"_{count}{what}" for what, count in counted.items() if usual_counts.get(what) != count]
+        made[f"tensorboard/{group[0].script}/{name.removesuffix('_seed0')}{''.join(counts)}/{EVENTS}"] = writer.take()
     return made or None
 
 
@@ -1675,40 +1715,45 @@ def measured_groups(groups, name):
 
 
 @comparison("gradients")
-def compare_gradients(groups, most=3):
-    """Draw how far back the loss reaches into the hidden state, a panel a cell, and what reaches the first row."""
+def compare_gradients(groups, most=2):
+    """Draw how far back the loss reaches into the state, a panel a cell, and what reaches the first row by epoch.
+
+    First of a panel's settings is the one that the cells share, where there is one.
+    """
     measured = measured_groups(usual(groups) or groups, "gradients")
     if not measured:
         return None
+    shared = ([[]] + families_of([group for group, _ in measured], "cell"))[-1]
+    measured.sort(key=lambda found: not any(found[0] is group for group in shared))
     networks = {}
     for group, tables in measured:
-        networks.setdefault(group[0].config.network, []).append((group, tables))
-    drawn, columns, first = Figure(figsize=(WIDTH, 4)), len(networks) + 1, None
-    last = drawn.add_subplot(1, columns, columns)
-    for column, (network, found) in enumerate(networks.items(), start=1):
-        axes = drawn.add_subplot(1, columns, column, sharey=first)
-        first = first or axes
-        chosen = found[-most:]
-        names, colour = labels_of([group for group, _ in chosen])[0], NETWORK_COLOURS[network]
-        for number, ((_, tables), name) in enumerate(zip(chosen[::-1], names[::-1], strict=True)):
+        networks.setdefault(group.config.network, []).append((group, tables))
+    drawn = Figure(figsize=(WIDTH, 4.2))
+    *panels, last = drawn.subplots(1, len(networks) + 1)
+    for axes, (network, found) in zip(panels, sorted(networks.items()), strict=True):
+        colour, names = NETWORK_COLOURS[network], labels_of([group for group, _ in found[:most]])[0]
+        if axes is not panels[0]:
+            axes.sharey(panels[0])
+        for number, ((_, tables), name) in enumerate(zip(found, names, strict=False)):
             strength = 1 - number / most
             for epoch, style in ((0, ":"), (-1, "-")):
-                norms = geometric_mean([gradient_line(rows, "hidden", epoch) for rows in tables])
+                norms = geometric_mean([gradient_line(rows, epoch) for rows in tables])
                 label = name if style == "-" and name else None
                 draw_gradient_line(axes, norms, linestyle=style, color=colour, alpha=strength, label=label)
-        shares = [dict(zip(*reach_by_epoch(rows), strict=True)) for rows in chosen[-1][1]]
+        shares = [dict(zip(*reach_by_epoch(rows), strict=True)) for rows in found[0][1]]
         epochs = sorted(set.intersection(*map(set, shares)))
         reach = geometric_mean([[share[epoch] for epoch in epochs] for share in shares])
         last.semilogy(epochs, np.maximum(reach, GRADIENT_FLOOR), marker=".", color=colour, label=network)
         axes.set_title(network)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    first.set_ylabel("norm of the loss gradient")
+    panels[0].set_ylabel("norm of the loss gradient")
     last.set(title="at the first row", xlabel="epoch", ylabel="share of the last step's norm")
     last.grid(alpha=0.3)
     last.legend(fontsize=7)
+    named = [line for axes in panels for line in axes.get_legend_handles_labels()[0]]
+    if named:
+        drawn.legend(handles=named, loc="outside lower center", ncols=2)
     about = "geometric mean over seeds; dotted: untrained, solid: trained, triangles: nothing is left"
-    drawn.suptitle(f"How far back the loss reaches into the hidden state\n{about}")
+    drawn.suptitle(f"How far back the loss reaches into the state (LSTM: the stronger of its two)\n{about}")
     return drawn
 
 
@@ -1721,14 +1766,14 @@ def geometric_mean(values):
 @comparison("gabor")
 def compare_gabor(groups):
     """Draw each run's median R² of the Gabor fits, beside those of both null models."""
-    measured = measured_groups(groups, "gabor")
+    measured = measured_groups(usual(groups) or groups, "gabor")
     if not measured:
         return None
     drawn = Figure(figsize=(WIDTH, 1.4 + 0.5 * len(measured)))
     axes = drawn.subplots()
     for shift, (kernels, colour) in enumerate(zip(KERNELS, (AFTER, OTHER, BEFORE), strict=True)):
-        for row, (group, _) in enumerate(measured):
-            medians = [value for value in map(gabor_median("r2", kernels), group) if value is not None]
+        for row, (_, tables) in enumerate(measured):
+            medians = [np.median([each["r2"] for each in rows if each["kernels"] == kernels]) for rows in tables]
             axes.plot(medians, [row + 0.2 * (shift - 1)] * len(medians), "o", color=colour, alpha=0.7, markersize=5)
         axes.plot([], [], "o", color=colour, label=kernels)
     names, common = labels_of([group for group, _ in measured])
@@ -1747,28 +1792,39 @@ def compare_gabor(groups):
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 LEVEL = 0.05
+MOST_ARRANGEMENTS = 200_000  # where there are more, as many random ones are tested
 
 
 @cache
-def choices(total, count):
-    """Return every choice of count numbers below total, int (choices, count)."""
-    return np.array(list(itertools.combinations(range(total), count)))
+def arrangements(count, chosen=None):
+    """Return the arrangements of a permutation test as weights, a row each, the measured one first.
+
+    Of count pairs their signs; with chosen, of count figures 1 for those chosen, else 0, the first ones being measured.
+    """
+    random = np.random.default_rng(0)
+    if chosen is None:
+        if 2**count <= MOST_ARRANGEMENTS:
+            return np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+        return np.vstack([np.ones(count), random.choice((1.0, -1.0), (MOST_ARRANGEMENTS, count))])
+    if math.comb(count, chosen) <= MOST_ARRANGEMENTS:
+        places = np.array(list(itertools.combinations(range(count), chosen)))
+        return (places[:, :, None] == np.arange(count)).any(1).astype(float)
+    measured = np.repeat([1.0, 0.0], [chosen, count - chosen])
+    return np.vstack([measured, random.permuted(np.tile(measured, (MOST_ARRANGEMENTS, 1)), axis=1)])
 
 
 def permutation_p(these, those, paired):
-    """Return the one-sided p-value of 'the mean of these is above the mean of those', by the exact permutation test.
+    """Return the one-sided p-value of 'the mean of these is above the mean of those', by the permutation test.
 
     these, those: figures, one a seed; paired: signs are flipped within the pairs, else all figures are shuffled. p is
     the share of the arrangements whose difference of means is at least the one that was measured.
     """
     these, those = np.asarray(these, dtype=float), np.asarray(those, dtype=float)
     if paired:
-        signs = np.array(list(itertools.product((1, -1), repeat=len(these))))
-        sums, measured = signs @ (these - those), (these - those).sum()
+        sums = arrangements(len(these)) @ (these - those)
     else:
-        pooled = np.concatenate([these, those])
-        sums, measured = pooled[choices(len(pooled), len(these))].sum(1), these.sum()
-    return float((sums >= measured - 1e-9 * max(1, abs(measured))).mean())
+        sums = arrangements(len(these) + len(those), len(these)) @ np.concatenate([these, those])
+    return float((sums >= sums[0] - 1e-9 * max(1, abs(sums[0]))).mean())
 
 
 class Settled(NamedTuple):
@@ -1786,11 +1842,10 @@ def verdict_on(p, opposite):
     return HOLDS if p <= LEVEL else FAILS if opposite <= LEVEL else UNDECIDED
 
 
-def settle_beats(these, those, paired, margin=0.0):
-    """Return the Settled 'these are above those, by more than margin'."""
-    these, those = np.asarray(these) - margin, np.asarray(those)
+def settle_beats(these, those, paired):
+    """Return the Settled 'the mean of these is above the mean of those'."""
     p, opposite = permutation_p(these, those, paired), permutation_p(those, these, paired)
-    return Settled(float(these.mean() + margin - those.mean()), p, verdict_on(p, opposite))
+    return Settled(float(np.mean(these) - np.mean(those)), p, verdict_on(p, opposite))
 
 
 def settle_similar(these, those, paired, margin):
@@ -1808,46 +1863,24 @@ def ranks(values):
     return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
-def settle_correlated(these, those, paired=True, margin=0.0, shuffles=9999, seed=0):
-    """Return the Settled 'what these rank high those rank high', always in pairs: Spearman's correlation is above zero.
+def settle_correlated(these, those, most=8):
+    """Return the Settled 'what these rank high those rank high': Spearman's correlation is above zero.
 
-    paired and margin are those of every test and change nothing here. p is the share of random shuffles of those, the
-    one that was measured among them, that correlate at least as well.
+    p is the share of the orders of those that correlate at least as well; of more than most figures, of random orders.
     """
     x, y = (ranks(values) - (len(values) + 1) / 2 for values in (these, those))
-    scale, generator = math.sqrt((x @ x) * (y @ y)) or 1.0, np.random.default_rng(seed)
-    found = generator.permuted(np.tile(y, (shuffles, 1)), axis=1) @ x / scale
-    measured = x @ y / scale
-    p, opposite = ((1 + (sign * found >= sign * measured - 1e-9).sum()) / (1 + shuffles) for sign in (1, -1))
-    return Settled(float(measured), float(p), verdict_on(p, opposite))
-
-
-def accuracy(run):
-    return run.test_accuracy()
-
-
-def accuracy_after(epoch):
-    return lambda run: run.test_accuracy(epoch)
+    if len(y) <= most:
+        orders = np.array(list(itertools.permutations(y)))
+    else:
+        shuffled = np.random.default_rng(0).permuted(np.tile(y, (MOST_ARRANGEMENTS, 1)), axis=1)
+        orders = np.concatenate([y[None], shuffled])
+    found = orders @ x / (math.sqrt((x @ x) * (y @ y)) or 1.0)
+    p, opposite = ((sign * found >= sign * found[0] - 1e-9).mean() for sign in (1, -1))
+    return Settled(float(found[0]), float(p), verdict_on(p, opposite))
 
 
 def parameters(run):
     return float(run.record.conditions.parameters)
-
-
-def gabor_median(column, kernels="trained"):
-    def median(run):
-        values = [row[column] for row in read_measured(run, "gabor") if row["kernels"] == kernels]
-        return float(np.median(values)) if values else None
-
-    return median
-
-
-def readable_from(layer, state="trained"):
-    def readable(run):
-        rows = [row for row in read_measured(run, "layers") if (row["layer"], row["network"]) == (layer, state)]
-        return rows[0]["accuracy"] if rows else None
-
-    return readable
 
 
 def log_gradient_at_digit(run):
@@ -1855,14 +1888,25 @@ def log_gradient_at_digit(run):
     return None if gradient is None else math.log10(max(gradient, GRADIENT_FLOOR))
 
 
+def in_table(name, column, **where):
+    """Return a function of a run: the median of a column of its own table, one of MEASUREMENTS, in the rows where.
+
+    None where it was not measured, or after more epochs than the report's.
+    """
+
+    def median(run):
+        rows = read_measured(run, name) if len(run.history) == REPORT_EPOCHS else []
+        values = [row[column] for row in rows if where.items() <= row.items()]
+        return float(np.median(values)) if values else None
+
+    return median
+
+
 def gradient_kept(state, epoch, first=5, last=25):
     """Return a function of a run: the factor that a step back leaves of a state's gradient norm, between two steps."""
 
     def factor(run):
-        rows = read_measured(run, "gradients")
-        if not rows:
-            return None
-        norms = gradient_line(rows, state, epoch)
+        norms = gradient_line(read_measured(run, "gradients"), epoch, state)
         if len(norms) < last:
             return None
         return (norms[first - 1] / norms[last - 1]) ** (1 / (last - first)) if norms[last - 1] else 0.0
@@ -1871,30 +1915,121 @@ def gradient_kept(state, epoch, first=5, last=25):
 
 
 class Side(NamedTuple):
-    """One side of a comparison: settings, and a function of their runs that measures it.
+    """One side of a comparison: a setting, and a function of its runs that measures it.
 
     less: a setting whose measure, of the run of the same seed, is subtracted.
     """
 
-    configs: list
-    measure: object = accuracy
+    config: object
+    measure: object = SavedRun.test_accuracy
     words: str = ""
     less: object = None
 
+    def figures(self, runs):
+        """Return what was measured by seed, None where a run has no figure; runs: by setting."""
+
+        def measured(config):
+            found = runs.get(config, [])
+            return {run.config.seed: None if has_diverged(run) else self.measure(run) for run in found}
+
+        values = measured(self.config)
+        if self.less is None:
+            return values
+        less = measured(self.less)
+        return {seed: None if None in (value, less.get(seed)) else value - less[seed] for seed, value in values.items()}
+
+    def told(self, used, figures, form):
+        """Return the side in words with the mean, the lowest and the highest of the figures used."""
+        name, lost = self.words or self.config.words(), [seed for seed, value in figures.items() if value is None]
+        missing = f", {len(lost)} of {len(figures)} without a figure: seed {' '.join(map(str, lost))}" if lost else ""
+        if not used:
+            return f"{name} (not measured{missing})"
+        mean, low, high = (form.format(value) for value in (np.mean(used), min(used), max(used)))
+        return f"{name} {mean} ({low} to {high}, {len(used)} seed{'s' * (len(used) > 1)}{missing})"
+
+
+def has_diverged(run):
+    return run.test_accuracy() is None
+
+
+def settle(test, figures, runs, configs):
+    """Return what a test makes of two lists of figures, if there are any and none of the settings' runs diverged."""
+    if any(has_diverged(run) for config in configs for run in runs.get(config, [])):
+        return DIVERGED
+    return test(*figures) if figures and all(figures) else UNTESTED
+
+
+class Row(NamedTuple):
+    """A part of a claim settled, in words. form: how its figures are written."""
+
+    words: str
+    settled: Settled
+    form: str
+
+    def cells(self):
+        """Return the cells of a table: the words, difference, p, verdict."""
+        difference, p, verdict = self.settled
+        if p is None:
+            return self.words, "", "", verdict
+        text = self.form.format(difference).replace(" %", " points")
+        is_negative = text.startswith("-") and float(text.split()[0].replace(",", ""))
+        return self.words, text if is_negative else "+" + text.lstrip("-"), p_text(p), verdict
+
+
+def p_text(p):
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
 
 class Part(NamedTuple):
-    """A comparison of two Sides. test: one of the tests; margin: in the unit of form, which writes a figure."""
+    """A part of a claim: this Side beats that one or, where within is a margin, is similar to it.
+
+    paired: whether the runs of a seed are pairs; form: how a figure is written.
+    """
 
     this: Side
     that: Side
-    test: object = settle_beats
     paired: bool = False
-    margin: float = 0.0
+    within: float | None = None
     form: str = "{:.2f} %"
+
+    def settle(self, runs):
+        """Return the Row; runs: a list by setting."""
+        figures = [side.figures(runs) for side in self[:2]]
+        shared = sorted(figures[0].keys() & figures[1])
+        known = [seed for seed in shared if None not in (figures[0][seed], figures[1][seed])]
+        used = [
+            [each[seed] for seed in known] if self.paired else [value for value in each.values() if value is not None]
+            for each in figures
+        ]
+        said = [side.told(*told, self.form) for side, *told in zip(self[:2], used, figures, strict=True)]
+        relation = "against" if self.within is None else f"similar within {self.within:g} to"
+        words = f"{said[0]} {relation} {said[1]}{', pairs' * self.paired}"
+        test = settle_beats if self.within is None else partial(settle_similar, margin=self.within)
+        configs = [config for side in self[:2] for config in (side.config, side.less)]
+        settled = settle(partial(test, paired=self.paired), used, runs, configs)
+        return Row(words, settled, self.form)
+
+
+class Correlation(NamedTuple):
+    """A part of a claim: settings of which a measure is high have a high accuracy; a setting counts by its means."""
+
+    configs: list
+    measure: object
+    words: str
+
+    def settle(self, runs):
+        """Return the Row; runs: a list by setting. Settings without a figure are left out."""
+        sides = [Side(config, measure) for measure in (self.measure, SavedRun.test_accuracy) for config in self.configs]
+        figures = [[value for value in side.figures(runs).values() if value is not None] for side in sides]
+        pairs = zip(figures[: len(self.configs)], figures[len(self.configs) :], strict=True)
+        means = [[np.mean(values) for values in pair] for pair in pairs if all(pair)]
+        words = f"{self.words}, means of {len(means)} settings: rank correlation with test accuracy"
+        settled = settle(settle_correlated, [*zip(*means, strict=True)], runs, self.configs)
+        return Row(words, settled, "{:.2f}")
 
 
 class Claim(NamedTuple):
-    """A sentence, and the Parts that have to hold for it; beside: Parts that tell more and decide nothing."""
+    """A sentence, and the parts that have to hold for it; beside: parts that tell more and decide nothing."""
 
     number: str
     sentence: str
@@ -1902,16 +2037,12 @@ class Claim(NamedTuple):
     beside: list = []
 
 
-def cnn(measure=accuracy, words="", **settings):
-    return Side([cnn_cifar10.Config(**settings)], measure, words)
+def cnn(measure=SavedRun.test_accuracy, words="", **settings):
+    return Side(cnn_cifar10.Config(**settings), measure, words)
 
 
-def rnn(cell="rnn", hidden_size=30, measure=accuracy, words="", **settings):
-    return Side([rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings)], measure, words)
-
-
-def similar(this, that, margin, paired=False):
-    return Part(this, that, settle_similar, paired, margin)
+def rnn(cell="rnn", hidden_size=30, measure=SavedRun.test_accuracy, words="", **settings):
+    return Side(rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings), measure, words)
 
 
 def pair(this, that, **more):
@@ -1922,8 +2053,8 @@ def more_epochs():
     """Return the parts of 'more epochs give more': each setting of the report after its last epoch and after others."""
     parts = []
     for config, epoch in itertools.product((row.config for row in REPORT), (1, 5)):
-        late = Side([config], accuracy_after(REPORT_EPOCHS), f"{config.words()}: epoch {REPORT_EPOCHS}")
-        parts.append(pair(late, Side([config], accuracy_after(epoch), f"epoch {epoch}")))
+        late = Side(config, words=f"{config.words()}: epoch {REPORT_EPOCHS}")
+        parts.append(pair(late, Side(config, partial(SavedRun.test_accuracy, epoch=epoch), f"epoch {epoch}")))
     return parts
 
 
@@ -1940,7 +2071,7 @@ def gradients_reach():
 
 def lost_by(words, this, that):
     """Return the Side of the accuracy that one Side's setting loses in the other's."""
-    return Side(this.configs, words=f"points lost {words}", less=that.configs[0])
+    return Side(this.config, words=f"points lost {words}", less=that.config)
 
 
 def lost_without(layers):
@@ -1953,14 +2084,10 @@ def lost_to_memory(cell):
 
 
 def gradient_foretells(cell, biases=(None,)):
-    """Return the Part 'the more gradient reaches the digit before training, the more is learned', within a cell."""
-    configs = [
-        config
-        for bias, rows in itertools.product(biases, (14, 28, 56))
-        for config in rnn(cell, rows_after=rows, forget_bias=bias).configs
-    ]
-    gradient = Side(configs, log_gradient_at_digit, f"{cell.upper()}: log10 of the gradient that reaches the digit")
-    return Part(gradient, Side(configs, words="test accuracy"), settle_correlated, paired=True, form="{:.2f}")
+    """Return the part 'the more gradient reaches the digit before training, the more is learned', within a cell."""
+    settings = itertools.product(biases, (0, 14, 28, 56))
+    configs = [rnn(cell, rows_after=rows, forget_bias=bias).config for bias, rows in settings]
+    return Correlation(configs, log_gradient_at_digit, f"{cell.upper()}: log of the gradient that reaches the digit")
 
 
 def lstm_bias(bias, rows=0):
@@ -1969,7 +2096,18 @@ def lstm_bias(bias, rows=0):
 
 def read_from(layer, state="trained"):
     words = "the pixels" if layer == "pixels" else f"{layer} of the {state} network"
-    return cnn(readable_from(layer, state), f"a linear classifier on {words}")
+    measure = in_table("layers", "accuracy", layer=layer, network=state)
+    return cnn(measure, f"a linear classifier on {words}")
+
+
+def gabor_of(column, words, kernels="trained", **settings):
+    return cnn(in_table("gabor", column, kernels=kernels), words, **settings)
+
+
+def like_gabor(words, **settings):
+    """Return the Part 'Gabor functions fit the trained kernels better than these with their pixels shuffled'."""
+    trained = gabor_of("r2", f"median R² of the kernels trained {words}", **settings)
+    return pair(trained, gabor_of("r2", "with their pixels shuffled", "shuffled", **settings), form="{:.3f}")
 
 
 REPORT_CLAIMS = [
@@ -1987,7 +2125,7 @@ REPORT_CLAIMS = [
     Claim(
         "2",
         "On the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar within 1 point.",
-        [pair(cnn(), cnn(lr=1e-3)), similar(cnn(), cnn(lr=1e-3), 1.0, paired=True)],
+        [pair(cnn(), cnn(lr=1e-3)), pair(cnn(), cnn(lr=1e-3), within=1.0)],
     ),
     Claim(
         "3",
@@ -2000,7 +2138,7 @@ REPORT_CLAIMS = [
         [
             *[Part(rnn("rnn", more), rnn("rnn", less)) for less, more in ((5, 10), (10, 20), (20, 30))],
             Part(rnn("gru", 30), rnn("gru", 20)),
-            similar(rnn("lstm", 30), rnn("lstm", 20), 0.5),
+            Part(rnn("lstm", 30), rnn("lstm", 20), within=0.5),
         ],
     ),
     Claim("5", "More epochs give more accuracy.", more_epochs()),
@@ -2028,26 +2166,20 @@ REPORT_CLAIMS = [
         "On MNIST the CNN beats all three, and the GRU is nearly its equal (within 0.5 points).",
         [
             *[Part(cnn(dataset="mnist"), rnn(cell)) for cell in ("rnn", "gru", "lstm")],
-            similar(rnn("gru"), cnn(dataset="mnist"), 0.5),
+            Part(rnn("gru"), cnn(dataset="mnist"), within=0.5),
         ],
     ),
     Claim(
         "9",
         "The CNN's first kernels resemble Gabor functions, better than the same kernels with their pixels shuffled.",
+        [like_gabor(f"at {number_text(lr)}", lr=lr) for lr in (1e-4, 1e-3)],
         [
+            like_gabor("by SGD at 0.02", optimizer="sgd", lr=0.02, momentum=0.9),
             pair(
-                cnn(gabor_median("r2"), f"median R² of the kernels trained at {number_text(lr)}", lr=lr),
-                cnn(gabor_median("r2", "shuffled"), "with their pixels shuffled", lr=lr),
+                gabor_of("cosine_to_start", "median cosine of the trained kernels to their start, at 1e-4"),
+                gabor_of("cosine_to_start", "at 1e-3", lr=1e-3),
                 form="{:.3f}",
-            )
-            for lr in (1e-4, 1e-3)
-        ],
-        [
-            pair(
-                cnn(gabor_median("cosine_to_start"), "median cosine of the trained kernels to their start, at 1e-4"),
-                cnn(gabor_median("cosine_to_start"), "at 1e-3", lr=1e-3),
-                form="{:.3f}",
-            )
+            ),
         ],
     ),
     Claim("10a", "Gradients reach further back in the gated cells.", gradients_reach()),
@@ -2065,7 +2197,10 @@ OUR_CLAIMS = [
         [
             Part(lstm_bias(1.0, 28), lstm_bias(None, 28)),
             Part(lstm_bias(2.0, 56), lstm_bias(1.0, 56)),
-            *[similar(lstm_bias(this), lstm_bias(that), 1.0) for this, that in ((1.0, None), (2.0, None), (2.0, 1.0))],
+            *[
+                Part(lstm_bias(this), lstm_bias(that), within=1.0)
+                for this, that in ((1.0, None), (2.0, None), (2.0, 1.0))
+            ],
             gradient_foretells("lstm", (None, 1.0, 2.0)),
         ],
         [gradient_foretells("rnn"), gradient_foretells("gru")],
@@ -2091,70 +2226,6 @@ OUR_CLAIMS = [
 ]
 
 
-def measure_side(side, settings):
-    """Return what was measured of a Side by (place of its setting, seed), None where a run has no figure.
-
-    settings: the runs, a list by setting.
-    """
-
-    def measured(config):
-        runs = settings.get(config.setting(), [])
-        return {run.config.seed: None if run.test_accuracy() is None else side.measure(run) for run in runs}
-
-    found, less = {}, measured(side.less) if side.less else None
-    for place, config in enumerate(side.configs):
-        for seed, value in measured(config).items():
-            if less is not None:
-                value = None if None in (value, less.get(seed)) else value - less[seed]
-            found[place, seed] = value
-    return found
-
-
-def settle(part, settings):
-    """Return a Part in words, and Settled; settings: the runs, a list by setting. Untested where one diverged."""
-    sides = [measure_side(side, settings) for side in (part.this, part.that)]
-    lost = {key for values in sides for key, value in values.items() if value is None}
-    if part.paired:  # seeds without a figure stay, to be named
-        shared = sides[0].keys() & sides[1]
-        sides = [{key: value for key, value in sorted(each.items()) if key in shared | lost} for each in sides]
-    said = [span(side, values, part.form) for side, values in zip((part.this, part.that), sides, strict=True)]
-    relations = {settle_similar: f"similar within {part.margin:g} to", settle_correlated: "rank correlation with"}
-    words = f"{said[0]} {relations.get(part.test, 'against')} {said[1]}{', pairs' * part.paired}"
-    left_out = lost if part.paired else set()
-    figures = [
-        [value for key, value in values.items() if value is not None and key not in left_out] for values in sides
-    ]
-    configs = {config.setting() for side in (part.this, part.that) for config in (*side.configs, side.less) if config}
-    diverged = any(run.test_accuracy() is None for config in configs for run in settings.get(config, []))
-    if diverged or not all(figures):
-        return words, DIVERGED if diverged else UNTESTED
-    return words, part.test(*figures, part.paired, part.margin)
-
-
-def difference_text(settled, form):
-    if settled.difference is None:
-        return ""
-    text = form.format(settled.difference).replace(" %", " points")
-    return text if text.startswith("-") and float(text.split()[0].replace(",", "")) else "+" + text.lstrip("-")
-
-
-def p_text(settled):
-    return "" if settled.p is None else "< 0.0001" if settled.p < 1e-4 else f"{settled.p:.4f}"
-
-
-def span(side, values, form):
-    """Return a Side in words with the mean, the lowest and the highest figure of its runs, and those without one."""
-    name, known = side.words or side.configs[0].words(), [value for value in values.values() if value is not None]
-    lost = [seed for (_, seed), value in values.items() if value is None]
-    seeds = " ".join(map(str, sorted(set(lost))))
-    missing = f", {len(lost)} of {len(values)} without a figure: seed {seeds}" if lost else ""
-    if not known:
-        return f"{name} (not measured{missing})"
-    mean, low, high = (form.format(value) for value in (np.mean(known), min(known), max(known)))
-    runs = "run" if len(side.configs) > 1 else "seed"
-    return f"{name} {mean} ({low} to {high}, {len(known)} {runs}{'s' * (len(known) > 1)}{missing})"
-
-
 def verdict_of(verdicts):
     """Return the verdict on a claim of several parts."""
     if HOLDS in verdicts and FAILS in verdicts:
@@ -2166,26 +2237,15 @@ def verdict_of(verdicts):
 
 RULE = (
     f"Test accuracy after epoch {REPORT_EPOCHS} on the real data: mean (lowest to highest seed). A beats B when the "
-    "exact one-sided permutation test of the difference of their means says so at "
+    "one-sided permutation test of the difference of their means says so at "
     f"{100 * LEVEL:.0f} %: signs flipped within pairs, where the runs of a seed share their initial weights and their "
-    "order of images, else all figures shuffled. A and B are similar within m when both one-sided tests against a "
-    "difference of m say so; rank correlations are Spearman's, tested by 9,999 random shuffles. A claim does not "
-    "hold when the test of the opposite succeeds, and holds in part when some of its parts hold and others do not. No "
-    "verdict is drawn where a seed diverged; seeds without a figure are named."
+    "order of images, else all figures shuffled, in every way or, where there are more, in "
+    f"{MOST_ARRANGEMENTS:,} random ones. A and B are similar within m when both one-sided tests against a difference "
+    "of m say so. Rank correlations are Spearman's, of the means of settings, tested by shuffling the settings. A "
+    "claim does not hold when the test of the opposite succeeds, and holds in part when some of its parts hold and "
+    "others do not. No verdict is drawn where a seed diverged; seeds without a figure are named."
 )
 SHIPPED = "runs/reference/comparison/claims.md"
-
-
-class Row(NamedTuple):
-    """A Part settled. form: how its figures are written."""
-
-    words: str
-    settled: Settled
-    form: str
-
-    def cells(self):
-        """Return the cells of a table: the Part in words, difference, p, verdict."""
-        return self.words, difference_text(self.settled, self.form), p_text(self.settled), self.settled.verdict
 
 
 class Verdict(NamedTuple):
@@ -2206,7 +2266,7 @@ class Verdict(NamedTuple):
         if len(self.tested) > 4:
             order = sorted(self.tested, key=lambda row: row.settled.difference)
             order = [row for row in order if row.form == self.tested[0].form]  # of one unit
-            worst = p_text(max((row.settled for row in self.tested), key=lambda settled: settled.p))
+            worst = p_text(max(row.settled.p for row in self.tested))
             differences = [f"{order[0].cells()[1]} to {order[-1].cells()[1]}"]
             p_values = [worst if worst.startswith("<") else f"up to {worst}"]
         cells = self.claim.number, self.claim.sentence, self.verdict, ", ".join(differences), ", ".join(p_values)
@@ -2226,7 +2286,7 @@ class Verdict(NamedTuple):
 
 def judge(claim, settings):
     """Return the Verdict on a Claim; settings: the runs, a list by setting."""
-    rows, beside = ([Row(*settle(part, settings), part.form) for part in each] for each in (claim.parts, claim.beside))
+    rows, beside = ([part.settle(settings) for part in parts] for parts in (claim.parts, claim.beside))
     verdicts = [UNDECIDED if row.settled is DIVERGED else row.settled.verdict for row in rows]
     return Verdict(claim, verdict_of(verdicts), rows, beside)
 
@@ -2234,8 +2294,7 @@ def judge(claim, settings):
 @comparison("claims")
 def claims(groups):
     """Write claims.md: each claim that these runs can test, what was measured, difference, p, and the verdict."""
-    real = [group for group in groups if not group[0].source and epochs_of(group) == REPORT_EPOCHS]
-    settings = {group[0].config.setting(): group for group in real}
+    settings = {group.config: group for group in groups if not group[0].source and group.epochs == REPORT_EPOCHS}
     text, untested, details = ["# The claims", RULE], [], []
     for head, listed in (("The report's claims", REPORT_CLAIMS), ("Beyond the report", OUR_CLAIMS)):
         verdicts = [judge(claim, settings) for claim in listed]

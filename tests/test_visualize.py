@@ -299,7 +299,7 @@ def test_filters_show_the_weights_in_gray_on_symmetric_scales(cnn):
     start = utils.load_tensors(cnn.run.folder / "snapshots" / "epoch_00.pt")["layers.conv1.weight"][:, 0]
     limit = max(trained.abs().max(), start.abs().max()).item()
     limits = [limit, limit, (trained - start).abs().max().item()]
-    assert [axes.get_title() for axes in panels] == ["at the start", "trained", "the change"]
+    assert [axes.get_title() for axes in panels] == ["at the start", "trained", "the change, on its own scale"]
     for axes, kernels, limit in zip(panels, (start, trained, trained - start), limits, strict=True):
         assert axes.images[0].get_clim() == pytest.approx((-limit, limit))
         assert [text.get_text() for text in axes.texts] == [str(number) for number in range(32)]
@@ -451,13 +451,14 @@ def test_contribution_lists_the_strongest_maps_of_all_layers_by_class(cnn):
     bars, run = {}, cnn.run
     (images, labels), intact = run.data.test, (run.probabilities.argmax(1) == run.data.test.labels).sum().item()
     for axes, layer in ((first, "conv1"), (second, "conv2")):
+        predicted = visualize.predict_without_maps(run.model, images, layer)
+        bars |= {f"{layer}, map {n}": intact - (each == labels).sum().item() for n, each in enumerate(predicted)}
         heights = [bar.get_height() for bar in axes.patches]
-        strongest = int(axes.get_xticklabels()[0].get_text())
-        assert heights[0] == intact - (without_map(run.model, layer, images, strongest) == labels).sum().item() > 0
-        assert heights == sorted(heights, reverse=True)
+        assert heights == sorted((lost for name, lost in bars.items() if layer in name), reverse=True)
+        strongest = max((lost, name) for name, lost in bars.items() if layer in name)[1]
+        number = int(strongest.split()[-1])
+        assert heights[0] == intact - (without_map(run.model, layer, images, number) == labels).sum().item() > 0
         assert axes.get_title() == f"one feature map of {layer}"
-        for label, height in zip(axes.get_xticklabels(), heights, strict=True):
-            bars[f"{layer}, map {label.get_text()}"] = height
     rows = [label.get_text() for label in heat.get_yticklabels()]
     assert [label.get_text() for label in heat.get_xticklabels()] == [*run.data.classes, "all"]
     lost = heat.images[0].get_array()
@@ -477,10 +478,10 @@ def test_contribution_compares_answers_of_one_arithmetic(few_pictures, precision
     answers = [utils.predict(each, few_pictures.test.images).argmax(1) for each in (model, otherwise)]
     assert not torch.equal(*answers)
     run = SimpleNamespace(model=model, data=few_pictures, probabilities=probabilities, title="")
-    axes = visualize.contribution(run).axes[0]
-    lost = dict(zip((int(text.get_text()) for text in axes.get_xticklabels()), axes.patches, strict=True))
-    assert sorted(lost) == list(range(32))
-    assert lost[5].get_height() == 0
+    heat = visualize.contribution(run, strongest=96).axes[2]
+    names, lost = [text.get_text() for text in heat.get_yticklabels()], heat.images[0].get_array()[:, -1]
+    assert sorted(names)[:32] == sorted(f"conv1, map {number}" for number in range(32))
+    assert lost[names.index("conv1, map 5")] == 0
 
 
 def test_gabor_draws_the_best_fits_and_the_r2_of_all(cnn):
@@ -549,7 +550,7 @@ def test_the_figures_of_a_network_with_three_convolutions_look_into_all_of_them(
 def test_a_network_without_a_layer_has_every_figure_of_what_is_left(draw_trained, without):
     made = draw_trained(cnn_cifar10.Config(without=without))
     pictures = "curves confusion examples filters activations layers evolution invariance occlusion contribution gabor"
-    expected = {*pictures.split(), *(["deconv_conv2"] if without == "fc1" else [])}
+    expected = {*pictures.split(), "deconv_conv1" if without == "conv2" else "deconv_conv2"}
     assert {name.removesuffix(".png") for name in made if name.endswith(".png")} == expected
     left = "conv2" if without == "conv1" else "conv1"
     assert made["occlusion.png"].axes[1].get_xlabel().startswith("conv2" if without != "conv2" else "conv1")
@@ -562,7 +563,7 @@ def test_a_network_without_convolutions_has_the_figures_that_need_none(draw_trai
     config = cnn_cifar10.Config(without="conv1+conv2")
     made = draw_trained(config)
     assert made.keys() >= {"curves.png", "confusion.png", "examples.png"}
-    assert visualize.compare_gabor([[SavedRun(utils.run_folder(tmp_path / "runs", config, "synthetic"))]]) is None
+    assert visualize.compare_gabor(visualize.group_runs(visualize.find_runs(tmp_path / "runs"))) is None
 
 
 # Inside the recurrent networks
