@@ -234,5 +234,18 @@ def test_every_setting_has_help_and_a_default_that_it_may_have(script):
         assert one.flag in (flag for action in parser_actions(script) for flag in action.option_strings)
 
 
+@pytest.mark.parametrize("script", [cnn_cifar10, rnn_mnist])
+def test_the_command_that_trains_an_experiment_asks_for_it_alone(script, monkeypatch):
+    """Also with a negative bias, which argparse takes for a flag where a space stands before it."""
+    rng = random.Random(4)
+    configs = [random_config(rng, script.Config) for _ in range(50)]
+    configs += [rnn_mnist.Config(cell="lstm", forget_bias=-1e-3)] if script is rnn_mnist else []
+    for config in configs:
+        name, *flags = config.command().removeprefix("python ").split()
+        monkeypatch.setattr("sys.argv", [name, *flags])
+        parser = utils.experiment_parser(script.Config, "")
+        assert (name, utils.parse_experiments(script.Config, [], parser)[1]) == (f"{script.__name__}.py", [config])
+
+
 def parser_actions(script):
     return utils.experiment_parser(script.Config, "")._actions
