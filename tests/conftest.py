@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -203,17 +204,23 @@ def runs_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def cnn_run(runs_dir):
-    """The default CNN experiment on embedded data: (completed process, run folder)."""
-    done = run_command("cnn_cifar10.py", "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir)
-    return done, runs_dir / "cnn_cifar10" / "synthetic_adam_lr1e-4_seed0"
+def default_runs(runs_dir):
+    """The default experiments on embedded data, trained side by side: of each script (completed process, folder)."""
+    flags = "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir
+    with ThreadPoolExecutor() as pool:
+        cnn, rnn = pool.map(lambda script: run_command(script, *flags), ("cnn_cifar10.py", "rnn_mnist.py"))
+    folders = "cnn_cifar10/synthetic_adam_lr1e-4_seed0", "rnn_mnist/synthetic_rnn30_adam_lr1e-3_seed0"
+    return [(done, runs_dir / folder) for done, folder in zip((cnn, rnn), folders, strict=True)]
 
 
 @pytest.fixture(scope="session")
-def rnn_run(runs_dir):
-    """The default RNN experiment on embedded data: (completed process, run folder)."""
-    done = run_command("rnn_mnist.py", "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir)
-    return done, runs_dir / "rnn_mnist" / "synthetic_rnn30_adam_lr1e-3_seed0"
+def cnn_run(default_runs):
+    return default_runs[0]
+
+
+@pytest.fixture(scope="session")
+def rnn_run(default_runs):
+    return default_runs[1]
 
 
 @pytest.fixture

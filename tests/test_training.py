@@ -31,7 +31,6 @@ from conftest import (
     read_points,
     read_rows,
     rows_but_seconds,
-    run_command,
     same,
     train_here,
     trained_state,
@@ -147,12 +146,13 @@ def test_repeating_a_complete_run_changes_nothing(rnn_run, runs_dir, call, tiny_
     assert read_files(folder) == before
 
 
-def test_real_mnist_is_learned(real_data, tmp_path):
-    done = run_command("rnn_mnist.py", "--epochs", 1, "--data", "real", "--data-dir", real_data, "--runs-dir", tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_real_mnist_is_learned(real_data, tmp_path, call):
+    flags = "--epochs", 1, "--data", "real", "--data-dir", real_data, "--runs-dir", tmp_path
+    status, output, error = call(rnn_mnist, *flags)
+    assert (status, error) == (0, "")
     folder = tmp_path / "rnn_mnist" / "rnn30_adam_lr1e-3_seed0"
     assert 60 < float(read_rows(folder)[0]["test_accuracy"]) < 90
-    assert "synthetic" not in done.stdout
+    assert "synthetic" not in output
 
 
 # TensorBoard

@@ -69,13 +69,17 @@ def few_features(*of, every=20, whole=visualize.layer_features):
     return {name: features[:, ::every] for name, features in whole(*of).items()}
 
 
+FEWER_AMOUNTS = {kind: amounts[::2] for kind, amounts in visualize.TRANSFORMATIONS.items()}
+
+
 @pytest.fixture(scope="module")
 def cnn(cnn_run, tmp_path_factory):
     """All figures of a CNN run, of 100 test images, few attempts at each Gabor function, few features of each layer."""
     data = SavedRun(cnn_run[1]).data
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(visualize, "GABOR_STARTS", 2)
+        patch.setattr(visualize, "GABOR_STARTS", 1)
         patch.setattr(visualize, "RIDGE_IMAGES", 300)
+        patch.setattr(visualize, "TRANSFORMATIONS", FEWER_AMOUNTS)
         patch.setattr(visualize, "layer_features", few_features)
         few = data._replace(test=first_images(data.test, 100))
         return draw(cnn_run[1], few, tmp_path_factory.mktemp("cnn"))
@@ -515,8 +519,7 @@ def draw_trained(few_pictures, tmp_path, monkeypatch):
     """
 
     def work(config, *names):
-        amounts = {kind: all_of_them[::2] for kind, all_of_them in visualize.TRANSFORMATIONS.items()}
-        monkeypatch.setattr(visualize, "TRANSFORMATIONS", amounts)
+        monkeypatch.setattr(visualize, "TRANSFORMATIONS", FEWER_AMOUNTS)
         monkeypatch.setattr(visualize, "first_right_of_each_class", lambda run: torch.tensor([3]))
         monkeypatch.setattr(visualize, "GABOR_STARTS", 1)
         monkeypatch.setattr(visualize, "layer_features", few_features)
