@@ -1248,6 +1248,7 @@ def gradients(run):
     epochs, shares = reach_by_epoch(table.rows)
     last.semilogy(epochs, np.maximum(shares, GRADIENT_FLOOR), marker=".", color=AFTER)
     last.set(title="share that reaches the first row", xlabel="epoch", ylabel="first step's norm / last step's")
+    last.xaxis.set_major_locator(MaxNLocator(integer=True))
     last.grid(alpha=0.3)
     drawn.suptitle(f"How far back the loss reaches (triangles: nothing is left)\n{run.title}")
     return {"gradients.png": drawn, "gradients.csv": table}
@@ -1331,6 +1332,11 @@ class Group(list):
         finished = [len(run.history) for run in self if run.history and not run.record.diverged]
         return min([REPORT_EPOCHS, *finished])
 
+    @property
+    def shortfall(self):
+        """Words such as 'only 3 epochs' where that is before the report's last, else none."""
+        return "" if self.epochs == REPORT_EPOCHS else f"only {self.epochs} epoch{'s' * (self.epochs > 1)}"
+
     @cached_property
     def summary(self):
         """The Summary of the runs after that epoch."""
@@ -1383,7 +1389,7 @@ def labels_of(groups):
     said = [{**group.config.said(), "source": group[0].source.strip(", ")} for group in groups]
     for words, group in zip(said, groups, strict=True):
         diverged = group.summary.diverged
-        words["epochs"] = "" if group.epochs == REPORT_EPOCHS else f"only {group.epochs} epochs"
+        words["epochs"] = group.shortfall
         words["diverged"] = f"{len(diverged)} of {len(group)} diverged" if diverged else ""
     return tell_apart(said)
 
@@ -1646,8 +1652,8 @@ def results(groups):
     """Write results.csv and results.md: the Summary of each setting after the report's epochs."""
     rows = []
     for group in groups:
-        note = "" if group.epochs == REPORT_EPOCHS else f", only {group.epochs} epochs"
-        rows.append(group.summary._replace(setting=group.summary.setting + note).row())
+        setting = ", ".join(filter(None, (group.summary.setting, group.shortfall)))
+        rows.append(group.summary._replace(setting=setting).row())
     alignment = ["---"] + ["---:"] * (len(Summary.COLUMNS) - 1)
     lines = [f"| {' | '.join(row)} |" for row in (Summary.COLUMNS, alignment, *rows)]
     head = f"# Results\n\n{results_head(REPORT_EPOCHS)}.\n\n"
@@ -1747,6 +1753,7 @@ def compare_gradients(groups, most=2):
         axes.set_title(network)
     panels[0].set_ylabel("norm of the loss gradient")
     last.set(title="at the first row", xlabel="epoch", ylabel="share of the last step's norm")
+    last.xaxis.set_major_locator(MaxNLocator(integer=True))
     last.grid(alpha=0.3)
     last.legend(fontsize=7)
     named = [line for axes in panels for line in axes.get_legend_handles_labels()[0]]

@@ -162,7 +162,10 @@ def test_synthetic_and_unfinished_runs_are_groups_of_their_own(tmp_path, call):
     assert sorted(groups) == [[(0, "")] + [(1, "")], [(0, ", synthetic data")], [(2, ""), (3, "")]]
     labels, common = visualize.labels_of(groups_in(tmp_path))
     assert sorted(labels) == ["", "only 3 epochs", "synthetic data"]
+    (single,) = visualize.group_runs([visualize.SavedRun(invent_run(tmp_path / "1", rnn_config(), 90, epochs=1))])
+    assert single.shortfall == "only 1 epoch"
     assert common == "RNN, 30 hidden units, Adam, learning rate 1e-3"
+    shutil.rmtree(tmp_path / "1")
     folder, _ = compare(call, tmp_path, "results")
     means = {row["setting"]: row["mean"] for row in read_csv(folder / "results.csv")}
     setting = "RNN, 30 hidden units, Adam, learning rate 1e-3"
