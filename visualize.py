@@ -2025,14 +2025,17 @@ class Correlation(NamedTuple):
     words: str
 
     def settle(self, runs):
-        """Return the Row; runs: a list by setting. Settings without a figure are left out."""
-        sides = [Side(config, measure) for measure in (self.measure, SavedRun.test_accuracy) for config in self.configs]
-        figures = [[value for value in side.figures(runs).values() if value is not None] for side in sides]
-        pairs = zip(figures[: len(self.configs)], figures[len(self.configs) :], strict=True)
-        means = [[np.mean(values) for values in pair] for pair in pairs if all(pair)]
-        words = f"{self.words}, means of {len(means)} settings: rank correlation with test accuracy"
-        settled = settle(settle_correlated, [*zip(*means, strict=True)], runs, self.configs)
-        return Row(words, settled, "{:.2f}")
+        """Return the Row; runs: a list by setting. Settings without a figure are left out; two decide nothing."""
+
+        def mean(config, measure):
+            values = [value for value in Side(config, measure).figures(runs).values() if value is not None]
+            return np.mean(values) if values else None
+
+        pairs = [(mean(config, self.measure), mean(config, SavedRun.test_accuracy)) for config in self.configs]
+        pairs = [pair for pair in pairs if None not in pair]
+        words = f"{self.words}, means of {len(pairs)} settings: rank correlation with test accuracy"
+        figures = [*zip(*pairs, strict=True)] if len(pairs) > 2 else []
+        return Row(words, settle(settle_correlated, figures, runs, self.configs), "{:.2f}")
 
 
 class Claim(NamedTuple):
