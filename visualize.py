@@ -1321,7 +1321,7 @@ def reading(run, count=5):
 class Group(list):
     """The SavedRuns of one setting, a run for each seed."""
 
-    @property
+    @cached_property
     def config(self):
         """The setting, without its seed."""
         return self[0].config.setting()
@@ -1347,10 +1347,10 @@ class Group(list):
         """The runs that have that epoch; those that diverged before it have not."""
         return [run for run in self if len(run.history) >= self.epochs]
 
-    @cached_property
+    @property
     def accuracies(self):
         """The test accuracies in percent of the finished runs after that epoch."""
-        return [run.test_accuracy(self.epochs) for run in self.finished]
+        return self.summary.accuracies
 
 
 def group_runs(runs):
@@ -1667,17 +1667,17 @@ def tensorboard_means(groups):
     made = {}
     for group in (group for group in groups if len(group.finished) > 1):
         writer = memory_writer(Path("."), is_new=True)
-        _, start, end = hyperparameters(group.finished[0].record, seed=None, seeds=len(group.finished))
+        seeds, diverged = len(group.finished), len(group.summary.diverged)
+        _, start, end = hyperparameters(group.finished[0].record, seed=None, seeds=seeds)
         writer.file_writer.add_summary(start)
         for number in range(group.epochs):
             for tag, column in TENSORBOARD_TAGS.items():
                 writer.add_scalar(tag, np.mean([run.history[number][column] for run in group.finished]), number + 1)
         writer.file_writer.add_summary(end)
-        name = run_folder("", group.config, group[0].record.conditions.data_source).name
-        counted = {"seeds": len(group.finished), "diverged": len(group.summary.diverged), "epochs": group.epochs}
-        usual_counts = {"diverged": 0, "epochs": REPORT_EPOCHS}
-        counts = [f"_{count}{what}" for what, count in counted.items() if usual_counts.get(what) != count]
-        made[f"tensorboard/{group[0].script}/{name.removesuffix('_seed0')}{''.join(counts)}/{EVENTS}"] = writer.take()
+        name = run_folder("", group.config, group[0].record.conditions.data_source).name.removesuffix("_seed0")
+        name += f"_{seeds}seeds" + f"_{diverged}diverged" * bool(diverged)
+        name += f"_{group.epochs}epochs" * bool(group.shortfall)
+        made[f"tensorboard/{group[0].script}/{name}/{EVENTS}"] = writer.take()
     return made or None
 
 
