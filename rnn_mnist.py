@@ -5,7 +5,7 @@
     python rnn_mnist.py --hidden-size 5 --lr 1e-1   any size and learning rate
     python rnn_mnist.py --report                    all the report's experiments, then a table
     python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    every combination of the values
-    python rnn_mnist.py --cell lstm --rows-after 28 --forget-bias 1    hold what was read, with open forget gates
+    python rnn_mnist.py --cell lstm --rows-after 28 --keep-bias 1    hold what was read, with gates that start open
     python rnn_mnist.py --data synthetic            on embedded digits, where there is neither data nor network
 
 The run's folder, runs/rnn_mnist/..., gets TensorBoard's events, metrics.csv, the checkpoint and the weights after every
@@ -40,13 +40,12 @@ class Config(utils.Config):
     rows_after: int = setting(
         0, minimum=0, maximum=1000, tag="_after", words="{} blank rows after", help="blank rows read after the digit"
     )
-    forget_bias: float | None = setting(
+    keep_bias: float | None = setting(
         None,
         minimum=-100,
         maximum=100,
-        only=("cell", "lstm"),
-        tag="_bias",
-        help="bias that the LSTM's forget gates start with; default: as torch starts them",
+        tag="_keep",
+        help="a step keeps sigmoid(it) of its state at the start; default: as torch starts the cell",
     )
 
     dataset = "mnist"
@@ -69,16 +68,27 @@ class RowReader(nn.Module):
         self.recurrent = CELLS[config.cell](row_length, config.hidden_size, num_layers=2, batch_first=True)
         self.fc = nn.Linear(config.hidden_size, classes)
         self.blank_rows = config.rows_before, config.rows_after
-        if config.forget_bias is not None:
-            self.open_forget_gates(config.forget_bias)
+        if config.keep_bias is not None:
+            self.start_keeping(config.cell, config.keep_bias)
 
     @torch.no_grad()
-    def open_forget_gates(self, bias):
-        """Let the LSTM's forget gates start with a bias: sigmoid(bias) of the cell state is then kept at each step."""
-        forget = slice(self.recurrent.hidden_size, 2 * self.recurrent.hidden_size)  # torch's order: i, f, g, o
-        for layer in range(self.recurrent.num_layers):
-            getattr(self.recurrent, f"bias_ih_l{layer}")[forget] = bias
-            getattr(self.recurrent, f"bias_hh_l{layer}")[forget] = 0
+    def start_keeping(self, cell, bias):
+        """Let a step keep sigmoid(bias) of its state at the start, in both layers.
+
+        By the bias of the LSTM's forget gate (Gers et al., 2000; Jozefowicz et al., 2015) and of the GRU's update gate,
+        which in torch keeps (Tallec & Ollivier, 2018); of the plain RNN by recurrent weights that are sigmoid(bias)
+        times the identity (Le et al., 2015).
+        """
+        size, recurrent = self.recurrent.hidden_size, self.recurrent
+        for layer in range(recurrent.num_layers):
+            biases = [getattr(recurrent, f"bias_{part}_l{layer}") for part in ("ih", "hh")]
+            if cell == "rnn":
+                share = torch.sigmoid(torch.tensor(bias))
+                getattr(recurrent, f"weight_hh_l{layer}").copy_(share * torch.eye(size))
+                kept, start = slice(None), 0.0
+            else:
+                kept, start = slice(size, 2 * size), bias  # the second gate: of i f g o, and of r z n
+            biases[0][kept], biases[1][kept] = start, 0.0
 
     def rows(self, images):
         """Turn images (N, H, W) of gray values 0 to 255 into normalised sequences (N, steps, W pixels).

@@ -195,6 +195,16 @@ def synthetic_notice(dataset):
     )
 
 
+def permuted(data):
+    """Return a Dataset whose images all have their pixels in the same random order (Le et al., 2015)."""
+
+    def shuffle(split):
+        order = torch.randperm(split.images[0].numel(), generator=torch.Generator().manual_seed(0))
+        return split._replace(images=split.images.flatten(1)[:, order].view_as(split.images))
+
+    return data._replace(train=shuffle(data.train), test=shuffle(data.test))
+
+
 def rgb_to_gray(images):
     """Turn uint8 RGB (N, H, W, 3) into uint8 gray (N, H, W), bit-equal to PIL's ITU-R 601-2 conversion."""
     gray = np.empty(images.shape[:3], dtype=np.uint8)
@@ -496,6 +506,13 @@ class Config(Checked):
     use: precisions, and most_threads (None: all).
     """
 
+    pixels: str = setting(
+        "in-place",
+        choices=("in-place", "permuted"),
+        tag="_",
+        words="pixels {}",
+        help="permuted: those of every image in one fixed random order",
+    )
     optimizer: str = setting(
         "adam", choices={"adam": "Adam", "sgd": "SGD"}, always=True, tag="_", words="{}", help="what takes the steps"
     )
@@ -1234,7 +1251,8 @@ def train_one(config, data, train, args, alone):
             torch.set_num_threads(run.record.conditions.threads)
             torch.manual_seed(config.seed)
             try:
-                train(config, run, data.to(run.device))
+                seen = permuted(data) if config.pixels == "permuted" else data
+                train(config, run, seen.to(run.device))
             except TrainingError as error:
                 run.record_divergence()
                 kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"

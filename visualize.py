@@ -34,6 +34,7 @@ from utils import (
     load_tensors,
     memory_writer,
     number_text,
+    permuted,
     predict,
     read_checkpoint,
     read_metrics,
@@ -158,7 +159,8 @@ class SavedRun:
     @cached_property
     def data(self):
         conditions = self.record.conditions
-        return load_once(self.config.dataset, conditions.data_source, conditions.data_dir)
+        data = load_once(self.config.dataset, conditions.data_source, conditions.data_dir)
+        return permuted(data) if self.config.pixels == "permuted" else data
 
     @cached_property
     def probabilities(self):
@@ -1405,7 +1407,7 @@ def families_of(groups, name):
     return [family for family in families.values() if len(family) > 1]
 
 
-OWN_PICTURE = ("rows_before", "rows_after", "forget_bias", "without")  # settings that have a comparison of their own
+OWN_PICTURE = ("rows_before", "rows_after", "keep_bias", "pixels", "without")  # settings that have a comparison of their own
 
 
 def usual(groups):
@@ -2096,12 +2098,12 @@ def lost_to_memory(cell):
 def gradient_foretells(cell, biases=(None,)):
     """Return the part 'the more gradient reaches the digit before training, the more is learned', within a cell."""
     settings = itertools.product(biases, (0, 14, 28, 56))
-    configs = [rnn(cell, rows_after=rows, forget_bias=bias).config for bias, rows in settings]
+    configs = [rnn(cell, rows_after=rows, keep_bias=bias).config for bias, rows in settings]
     return Correlation(configs, log_gradient_at_digit, f"{cell.upper()}: log of the gradient that reaches the digit")
 
 
 def lstm_bias(bias, rows=0):
-    return rnn("lstm", forget_bias=bias, rows_after=rows)
+    return rnn("lstm", keep_bias=bias, rows_after=rows)
 
 
 def read_from(layer, state="trained"):

@@ -133,7 +133,7 @@ def other_value(one, value):
     ("script", "name"), [(script, field.name) for script, cls in CONFIGS.items() for field in fields(cls)]
 )
 def test_runs_that_differ_in_one_setting_are_never_merged_but_for_their_seeds(tmp_path, script, name):
-    needed = {"momentum": {"optimizer": "sgd"}, "forget_bias": {"cell": "lstm"}}.get(name, {})
+    needed = {"momentum": {"optimizer": "sgd"}, "keep_bias": {"cell": "lstm"}}.get(name, {})
     one = CONFIGS[script](**needed)
     (setting,) = (each for each in utils.settings_of(CONFIGS[script]) if each.name == name)
     other = replace(one, **{name: other_value(setting, getattr(one, name))})
@@ -213,7 +213,7 @@ def test_a_setting_that_this_version_does_not_know_is_refused_in_one_line(tmp_pa
 
 @pytest.mark.parametrize(
     ("config", "missing"),
-    [(rnn_config("lstm", seed=1), ("rows_after", "rows_before", "forget_bias")), (cnn_cifar10.Config(), ("without",))],
+    [(rnn_config("lstm", seed=1), ("rows_after", "rows_before", "keep_bias")), (cnn_cifar10.Config(), ("without",))],
 )
 def test_a_setting_that_an_older_run_lacks_has_its_default(tmp_path, config, missing):
     path = invent_run(tmp_path, config, 90) / "config.json"
@@ -409,7 +409,7 @@ OWN_PICTURE = [
     cnn_cifar10.Config(without="fc1"),
     rnn_config(rows_after=28),
     rnn_config("gru", rows_before=28),
-    rnn_config("lstm", forget_bias=1.0),
+    rnn_config("lstm", keep_bias=1.0),
 ]
 
 
@@ -467,20 +467,20 @@ def test_memory_draws_each_network_against_blank_rows_and_the_gradient_that_reac
     invent_memory(tmp_path, rnn_config("gru", rows_after=28), [80, 70], [1e-4, 1e-5])
     invent_memory(tmp_path, rnn_config("gru", rows_after=56), [20, 30], [1e-8, 0.0])
     for bias, accuracy in ((None, 11), (1.0, 90)):
-        invent_memory(tmp_path, rnn_config("lstm", forget_bias=bias), [97])
-        invent_memory(tmp_path, rnn_config("lstm", rows_after=28, forget_bias=bias), [accuracy], [1e-9])
+        invent_memory(tmp_path, rnn_config("lstm", keep_bias=bias), [97])
+        invent_memory(tmp_path, rnn_config("lstm", rows_after=28, keep_bias=bias), [accuracy], [1e-9])
     invent_memory(tmp_path, rnn_config("rnn"), [94, 95])
     figure = visualize.compare_memory(groups_in(tmp_path))
     left, right = figure.axes
     lines = {line.get_label(): line for line in left.lines if not line.get_label().startswith("_")}
-    assert list(lines) == ["GRU", "LSTM", "LSTM, forget bias 1"], "the RNN was to remember nothing"
+    assert list(lines) == ["GRU", "LSTM", "LSTM, keep bias 1"], "the RNN was to remember nothing"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
     assert (list(lines["GRU"].get_xdata()), list(lines["GRU"].get_ydata())) == ([-1, 27, 55], [98, 75, 25])
     places = [list(line.get_xdata()) for line in lines.values()]
     assert places == [[-1, 27, 55], [0, 28], [1, 29]], "beside each other, that none hides another"
     assert list(left.get_xticks()) == [0, 28, 56]
     looks = {label: (line.get_linestyle(), line.get_marker()) for label, line in lines.items()}
-    assert looks == {"GRU": ("-", "o"), "LSTM": ("-", "o"), "LSTM, forget bias 1": ("--", "^")}
+    assert looks == {"GRU": ("-", "o"), "LSTM": ("-", "o"), "LSTM, keep bias 1": ("--", "^")}
     gru = [line for line in left.lines if line.get_color() == visualize.NETWORK_COLOURS["GRU"]]
     (hollow,) = (line for line in gru if line.get_markerfacecolor() == "none")
     assert (list(hollow.get_xdata()), list(hollow.get_ydata())) == ([27, 27], [96, 95])
@@ -504,7 +504,7 @@ def test_memory_draws_a_run_of_fewer_epochs_apart_and_keeps_the_others(tmp_path)
 
 
 def test_memory_needs_runs_that_read_blank_rows_after_the_digit(tmp_path):
-    for config in (rnn_config(), rnn_config(rows_before=28), rnn_config("lstm", forget_bias=1.0), cnn_cifar10.Config()):
+    for config in (rnn_config(), rnn_config(rows_before=28), rnn_config("lstm", keep_bias=1.0), cnn_cifar10.Config()):
         invent_run(tmp_path, config, 90)
     assert visualize.compare_memory(groups_in(tmp_path)) is None
 
@@ -1065,12 +1065,12 @@ def test_claims_about_the_insides_follow_from_the_tables_in_the_runs_figures(cal
 
 def held_for(config):
     """Return how well an LSTM of these settings remembers: a gate's bias of one makes up for 28 blank rows."""
-    return (config.forget_bias or 0) - {0: 0, 14: 0, 28: 1, 56: 2}[config.rows_after]
+    return (config.keep_bias or 0) - {0: 0, 14: 0, 28: 1, 56: 2}[config.rows_after]
 
 
 def test_how_far_an_lstm_remembers_is_settled_by_its_gates_bias_and_the_gradient_beside_other_networks(call, tmp_path):
     for bias, rows in itertools.product((None, 1.0, 2.0), (0, 14, 28, 56)):
-        config = rnn_config("lstm", forget_bias=bias, rows_after=rows)
+        config = rnn_config("lstm", keep_bias=bias, rows_after=rows)
         held = held_for(config)
         accuracies = [(98 if rows == 0 else 50 + 10 * held) + 0.01 * seed for seed in FIVE]
         reaches = 0 if rows == 0 else 3 * held - 9

@@ -38,13 +38,13 @@ def test_momentum_is_a_choice_of_sgd_alone(requested):
 
 
 def test_the_forget_gates_bias_is_a_setting_of_the_lstm_alone(requested):
-    grid = requested(rnn_mnist, "--cell", "gru", "lstm", "--forget-bias", 1, 2)
-    assert [(config.cell, config.forget_bias) for config in grid] == [("gru", None), ("lstm", 1.0), ("lstm", 2.0)]
+    grid = requested(rnn_mnist, "--cell", "gru", "lstm", "--keep-bias", 1, 2)
+    assert [(config.cell, config.keep_bias) for config in grid] == [("gru", None), ("lstm", 1.0), ("lstm", 2.0)]
 
 
 @pytest.mark.parametrize("cells", [[], ["--cell", "gru"], ["--cell", "rnn", "gru"]])
 def test_a_bias_of_forget_gates_that_no_network_has_is_refused(call, cells):
-    assert_refused(call(rnn_mnist, *cells, "--forget-bias", 1), "--forget-bias")
+    assert_refused(call(rnn_mnist, *cells, "--keep-bias", 1), "--keep-bias")
 
 
 @pytest.mark.parametrize(("script", "count"), [(cnn_cifar10, 4), (rnn_mnist, 12)])

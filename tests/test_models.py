@@ -110,9 +110,9 @@ def test_blank_rows_are_black_and_leave_the_digits_rows_as_they_are(before, afte
     assert black.unique().tolist() == pytest.approx([-0.1307 / 0.3081])
 
 
-def untrained_lstm(forget_bias=None, hidden_size=5):
+def untrained_lstm(keep_bias=None, hidden_size=5):
     torch.manual_seed(3)
-    return row_reader("lstm", hidden_size, forget_bias=forget_bias)
+    return row_reader("lstm", hidden_size, keep_bias=keep_bias)
 
 
 @pytest.mark.parametrize("bias", [1.0, 2.0, 0.0, -3.5])

@@ -239,7 +239,7 @@ def test_the_command_that_trains_an_experiment_asks_for_it_alone(script, monkeyp
     """Also with a negative bias, which argparse takes for a flag where a space stands before it."""
     rng = random.Random(4)
     configs = [random_config(rng, script.Config) for _ in range(50)]
-    configs += [rnn_mnist.Config(cell="lstm", forget_bias=-1e-3)] if script is rnn_mnist else []
+    configs += [rnn_mnist.Config(cell="lstm", keep_bias=-1e-3)] if script is rnn_mnist else []
     for config in configs:
         name, *flags = config.command().removeprefix("python ").split()
         monkeypatch.setattr("sys.argv", [name, *flags])

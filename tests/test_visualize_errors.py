@@ -69,8 +69,8 @@ def test_a_folder_without_runs(call, tmp_path):
         ("rnn_mnist", {}, "python rnn_mnist.py"),
         (
             "rnn_mnist",
-            {"cell": "lstm", "hidden_size": 20, "rows_after": 28, "forget_bias": 1.0, "lr": 1e-5},
-            "python rnn_mnist.py --cell lstm --hidden-size 20 --rows-after 28 --forget-bias 1 --lr 1e-5",
+            {"cell": "lstm", "hidden_size": 20, "rows_after": 28, "keep_bias": 1.0, "lr": 1e-5},
+            "python rnn_mnist.py --cell lstm --hidden-size 20 --rows-after 28 --keep-bias 1 --lr 1e-5",
         ),
         (
             "cnn_cifar10",
