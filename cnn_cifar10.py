@@ -4,6 +4,7 @@
     python cnn_cifar10.py --optimizer sgd           the same with SGD
     python cnn_cifar10.py --dataset mnist           the network that rnn_mnist.py's are compared with
     python cnn_cifar10.py --without conv1           the network trained without a layer
+    python cnn_cifar10.py --dataset mnist --pixels permuted    with the pixels of all images in one random order
     python cnn_cifar10.py --report                  all the report's experiments, then a table
     python cnn_cifar10.py --lr 1e-3 1e-4 --seed 0 1 2    every combination of the values
     python cnn_cifar10.py --data synthetic          on embedded pictures, where there is neither data nor network
@@ -25,9 +26,9 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Config(utils.Config):
-    """The settings of an experiment; optimizer, momentum and seed are those of utils.Config."""
+    """The settings of an experiment; pixels, optimizer, momentum and seed are those of utils.Config."""
 
-    dataset: str = setting("cifar10", choices=DATASETS, tag="_", words="", help="what the network learns to classify")
+    dataset: str = setting("cifar10", choices=tuple(DATASETS), tag="_", words="", help="what the network classifies")
     without: str = setting(
         "nothing",
         choices=("nothing", "conv1", "conv2", "fc1", "conv1+conv2"),
@@ -38,11 +39,12 @@ class Config(utils.Config):
     lr: float = 1e-4
     batch_size: int = 128
 
+    script = "cnn_cifar10"
     precisions = ("bf16", "fp32")
 
     @property
     def network(self):
-        return f"LeNet-5 on {DATASETS[self.dataset]}"
+        return f"LeNet-5 on {DATASETS[self.dataset].words}"
 
 
 class Flatten(nn.Module):
@@ -62,7 +64,7 @@ class LeNet5(nn.Module):
     def __init__(self, config, precision="fp32", classes=10):
         super().__init__()
         self.precision = precision
-        layers, channels, size = OrderedDict(), 1, {"cifar10": 32, "mnist": 28}[config.dataset]
+        layers, channels, size = OrderedDict(), 1, DATASETS[config.dataset].size
         for number, maps in enumerate((32, 64), start=1):
             if f"conv{number}" not in config.without:
                 layers[f"conv{number}"] = nn.Conv2d(channels, maps, kernel_size=5, padding=2)
@@ -100,11 +102,11 @@ class LeNet5(nn.Module):
 def train(config, run, data):
     """Train an experiment in its run's folder on data, a Dataset, from where the run stands.
 
-    utils.train_one has seeded torch with config.seed.
+    torch is seeded with config.seed.
     """
     model = LeNet5(config, run.precision).to(run.device)
     optimizer = make_optimizer(model, config)
-    run.take_up(model=model, optimizer=optimizer)
+    run.resume(model=model, optimizer=optimizer)
     if run.epoch == 0:
         run.writer.add_graph(model, data.test.images[:1])
         log_convolutions(run, model.eval(), data, epoch=0)
@@ -151,4 +153,4 @@ REPORT = [
 
 
 if __name__ == "__main__":
-    main(Config, train, REPORT)
+    main(Config, train, REPORT, __doc__)

@@ -15,20 +15,21 @@ epoch.
 from dataclasses import dataclass
 
 import utils
-from utils import Metrics, Reported, evaluate, main, make_optimizer, setting
+from utils import DATASETS, Metrics, Reported, evaluate, main, make_optimizer, setting
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
-MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+READABLE = {name: known.words for name, known in DATASETS.items() if known.std != 1}  # normalised by mean and std
 
 
 @dataclass(frozen=True)
 class Config(utils.Config):
-    """The settings of an experiment; optimizer, lr, momentum, batch_size and seed are those of utils.Config."""
+    """The settings of an experiment; those that both scripts share are in utils.Config."""
 
+    dataset: str = setting("mnist", choices=READABLE, tag="_", words="on {}", help="what the network classifies")
     cell: str = setting("rnn", choices=tuple(CELLS), always=True, tag="", words="", help="kind of recurrent layer")
     hidden_size: int = setting(
         30, minimum=1, maximum=4096, always=True, tag="", words="{} hidden units", help="hidden units of each layer"
@@ -45,10 +46,11 @@ class Config(utils.Config):
         minimum=-100,
         maximum=100,
         tag="_keep",
-        help="a step keeps sigmoid(it) of its state at the start; default: as torch starts the cell",
+        unset="as torch starts it",
+        help="a step keeps sigmoid(it) of its state at the start",
     )
 
-    dataset = "mnist"
+    script = "rnn_mnist"
 
     @property
     def network(self):
@@ -63,9 +65,10 @@ class Config(utils.Config):
 class RowReader(nn.Module):
     """Two recurrent layers that read an image row by row; the last step's output goes through a linear layer."""
 
-    def __init__(self, config, row_length=28, classes=10):
+    def __init__(self, config, classes=10):
         super().__init__()
-        self.recurrent = CELLS[config.cell](row_length, config.hidden_size, num_layers=2, batch_first=True)
+        self.known = DATASETS[config.dataset]
+        self.recurrent = CELLS[config.cell](self.known.size, config.hidden_size, num_layers=2, batch_first=True)
         self.fc = nn.Linear(config.hidden_size, classes)
         self.blank_rows = config.rows_before, config.rows_after
         if config.keep_bias is not None:
@@ -95,7 +98,7 @@ class RowReader(nn.Module):
 
         A step is a row of the image; the blank rows before and after them are black.
         """
-        return F.pad(images, (0, 0, *self.blank_rows)).float().div(255).sub(MNIST_MEAN).div(MNIST_STD)
+        return F.pad(images, (0, 0, *self.blank_rows)).float().div(255).sub(self.known.mean).div(self.known.std)
 
     def forward(self, images):
         """Turn images (N, H, W) of gray values 0 to 255 into logits, float32 (N, classes)."""
@@ -106,11 +109,11 @@ class RowReader(nn.Module):
 def train(config, run, data):
     """Train an experiment in its run's folder on data, a Dataset, from where the run stands.
 
-    utils.train_one has seeded torch with config.seed.
+    torch is seeded with config.seed.
     """
     model = RowReader(config).to(run.device)
     optimizer = make_optimizer(model, config)
-    run.take_up(model=model, optimizer=optimizer)
+    run.resume(model=model, optimizer=optimizer)
     if run.epoch == 0:
         run.writer.add_graph(model, data.test.images[:1])
         run.save_snapshot(0, model.state_dict())
@@ -148,4 +151,4 @@ REPORT = [
 
 
 if __name__ == "__main__":
-    main(Config, train, REPORT)
+    main(Config, train, REPORT, __doc__)

@@ -1,48 +1,46 @@
-"""What both training scripts share.
+"""What the training scripts share.
 
-From top to bottom: errors and exit statuses, data sets (real, then embedded), settings, files, the run's folder with
-its checkpoint and TensorBoard events, measuring, the reference report and runs summed up, one experiment and many,
-command line. Begin at main(), at the end.
+From top to bottom: errors, data, settings, the run's folder, measuring, results, many experiments, command line.
+Begin at main(), at the end.
 """
 
 import argparse
 import csv
-import difflib
 import errno
-import http.client
+import gzip
+import hashlib
 import io
 import itertools
 import json
 import logging
 import math
-import operator
 import os
-import platform
+import pickle
+import shlex
 import shutil
-import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
-import types
-import typing
 import warnings
 import zipfile
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
+from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
-if (
-    Path(sys.argv[0]).suffix == ".py"
-    and Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent
-    and os.environ.get("RANK", "0") == "0"
-):
-    with suppress(OSError):
-        print("loading torch ...", flush=True)  # which takes seconds
+if None in (sys.stdout, sys.stderr):  # else the next files that are opened would take their numbers
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+if Path(sys.argv[0]).suffix == ".py" and Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # what a user set is meant for other pictures
+    warnings.simplefilter("ignore")
+    if os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):
+            print("loading torch ...", flush=True)  # which takes seconds
 
 import numpy as np
 import torch
@@ -50,100 +48,78 @@ import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Errors and exit statuses
-# ---------------------------------------------------------------------------------------------------------------------
+# Errors and exit statuses --------------------------------------------------------------------------------------------
 
-
-DISK_FULL = [getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)]
-TERMINAL_GONE = (errno.EPIPE, errno.EIO)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what a file system without locks answers
 
 
 class InputError(Exception):
     """The command line or an input is unusable: exit status 2."""
 
 
-class LockedError(InputError):
-    """Another process trains this run."""
-
-
 class TrainingError(Exception):
     """Training failed: exit status 1."""
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived, or the terminal went away: exit status 143."""
-
-
-def _terminate(signal_number, frame):
-    raise Terminated
-
-
 def is_lack_of_memory(error):
-    kinds = MemoryError, torch.cuda.OutOfMemoryError
-    return isinstance(error, kinds) or "allocate memory" in str(error)  # what torch says on a processor
+    text = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text  # torch's words
 
 
-def run_script(main, kept="every finished epoch is kept, and the same command continues"):
+FAILURES = (InputError, TrainingError, OSError, MemoryError, RuntimeError)
+
+
+def explain(error):
+    """Return the exit status that one of FAILURES earns, and what is wrong in a line; raises what no user can cause."""
+    if isinstance(error, OSError):
+        path, words = error.filename, error.strerror or str(error)
+        if path and os.path.islink(path) and not os.path.exists(path):
+            words = f"is a link to {os.readlink(path)}, which is not there"
+        if error.errno in DISK_FULL:
+            words += "; free some space and run the same command again"
+        return 1 if error.errno in (*DISK_FULL, errno.EIO) else 2, f"{path}: {words}" if path else words
+    if is_lack_of_memory(error):
+        return 1, "too little memory; end other programs, or take a smaller network or --batch-size"
+    if isinstance(error, RuntimeError):
+        raise error
+    return 1 if isinstance(error, TrainingError) else 2, " ".join(str(error).splitlines())
+
+
+def tell(line, stream=None):
+    """Print a line on standard output or another stream; where nobody can read it any more, the work goes on."""
+    stream = stream or sys.stdout
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def run_script(main, kept="what this command finished is kept, and without --fresh it continues"):
     """Call main() and leave with the exit status it earned, an error told in one line on standard error.
 
-    Status 0: done; 1: training failed; 2: unusable command line or input; 130: Ctrl-C; 143: SIGTERM, or nobody reads.
-    kept: what a user who interrupts the script is told.
+    Status 0: done; 1: training failed, or the disk; 2: unusable command line or input; 130: Ctrl-C, when kept is said.
     """
-    warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # for names that its encoding cannot show
     logging.disable(logging.WARNING)
-    for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
-        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
-            signal.signal(number, _terminate)
-    status, message = 0, None
     try:
         main()
-        sys.stdout.flush()
-    except InputError as error:
-        status, message = 2, f"error: {error}"
-    except TrainingError as error:
-        status, message = 1, f"error: {error}"
-    except (MemoryError, RuntimeError) as error:
-        if not is_lack_of_memory(error):
-            raise
-        status, message = 1, "error: too little memory; end other programs, or take a smaller network or --batch-size"
-    except OSError as error:
-        what = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or error
-        if error.errno in DISK_FULL:
-            status, message = 1, f"error: {what}; free some space and run the same command again"
-        elif error.errno in TERMINAL_GONE:
-            status, message = 143, f"nobody reads the output any more; {kept}"
-        else:
-            status, message = 2, f"error: {what}; name a file or folder that can be used"
+        sys.exit(0)
     except KeyboardInterrupt:
         status, message = 130, f"interrupted; {kept}"
-    except Terminated:
-        status, message = 143, f"terminated; {kept}"
-    if message:
-        with suppress(OSError):
-            print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    if status == 143:  # Python would complain of what is left in the buffers
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except FAILURES as error:
+        status, message = explain(error)
+        message = f"error: {message}"
+    tell(f"{Path(sys.argv[0]).name}: {message}", sys.stderr)
     sys.exit(status)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data: the real sets, from torchvision's files
-# ---------------------------------------------------------------------------------------------------------------------
+# Data ---------------------------------------------------------------------------------------------------------------
 
 SERVER_TIMEOUT = 20  # seconds until a server that does not answer is given up
-DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
-DIGITS = tuple("0123456789")
-
-# torchvision verifies only MNIST's archives; these are the MD5 sums of what they contain.
-MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
+MOST_NEARBY = 10_000  # entries of the data folder among which a file that is not in its place is sought
 
 
 class Split(NamedTuple):
@@ -167,231 +143,176 @@ class Dataset(NamedTuple):
         return self._replace(train=train, test=test)
 
 
-def load_data(name, mode, data_dir, may_download=True):
-    """Return the Dataset called name ('cifar10' or 'mnist').
+@cache
+def load_data(name, mode, data_dir, pixels="in-place", may_download=True):
+    """Return the Dataset called name, a key of DATASETS, its pixels permuted all alike if asked (Le et al., 2015).
 
-    mode 'real' reads data_dir and downloads what is missing; 'synthetic' makes the embedded set; 'auto' is the real
-    set where it can be had and the embedded one otherwise. Raises InputError for damaged files and, in mode 'real',
-    when the download fails; may_download=False: for missing files.
+    mode 'real' reads data_dir and downloads what is missing; 'synthetic' makes the embedded set; 'auto' is the real set
+    where it can be had, else the embedded one. Raises InputError for damaged files and, but for 'auto', missing ones.
     """
-    if mode != "synthetic":
-        try:
-            return _load_real(name, Path(data_dir), may_download)
-        except ConnectionError as error:
-            if mode == "real":
-                raise InputError(
-                    f"{DATASETS[name]} is not in {data_dir} and cannot be downloaded ({error}); connect to the "
-                    "network, copy the files there, or use --data synthetic"
-                ) from None
-            say_once(f"{DATASETS[name]} is not in {data_dir} and cannot be downloaded ({error}).")
-    return synthetic_pictures() if name == "cifar10" else synthetic_digits()
+    known, source, classes = DATASETS[name], mode, EMBEDDED_CLASSES
+    try:
+        if mode != "synthetic":
+            splits = known.read(read_files(known, data_dir) or download(known, data_dir, may_download))
+            source, classes = "real", known.classes
+    except ConnectionError as error:
+        if mode == "real":
+            raise InputError(f"{error}; copy it there, or use another --data-dir, or --data synthetic") from None
+        say(f"{error}.")
+        source = "synthetic"
+    if source == "synthetic":
+        say(synthetic_notice(name))
+        splits = embedded_patterns(known.size)
+    if pixels == "permuted":
+        order = torch.randperm(known.size**2, generator=torch.Generator().manual_seed(0))
+        splits = [Split(images.flatten(1)[:, order].view_as(images), labels) for images, labels in splits]
+    return Dataset(name, source, classes, *splits)
 
 
-def synthetic_notice(dataset):
+def synthetic_notice(name):
     """The sentence that keeps results on embedded data from being taken for real ones."""
-    return (
-        f"NOTE: synthetic data: the embedded stand-in for {DATASETS[dataset]}, NOT the real set; "
-        "its accuracies are comparable with no published ones."
-    )
+    stand_in = f"the embedded stand-in for {DATASETS[name].words}, NOT the real set"
+    return f"NOTE: synthetic data: {stand_in}; its accuracies are comparable with no published ones."
 
 
-def permuted(data):
-    """Return a Dataset whose images all have their pixels in the same random order (Le et al., 2015)."""
+def read_files(known, data_dir):
+    """Return the contents of a set's files, whose checksums fit, list of bytes; None where one is missing.
 
-    def shuffle(split):
-        order = torch.randperm(split.images[0].numel(), generator=torch.Generator().manual_seed(0))
-        return split._replace(images=split.images.flatten(1)[:, order].view_as(split.images))
+    What is not in its place is taken from elsewhere in data_dir, by a name with other dots or packed by gzip.
+    """
+    contents, plain = [], lambda path: path.name.replace(".", "-").removesuffix("-gz")
+    for file, md5 in known.files.items():
+        place = data_dir / known.folder / file
+        nearby = [] if place.is_file() else itertools.islice(data_dir.rglob("*"), MOST_NEARBY)
+        for path in (place, *(path for path in nearby if plain(path) == plain(place))):
+            content = path.read_bytes() if path.is_file() else b""
+            content = gzip.decompress(content) if path.suffix == ".gz" else content
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+                contents.append(content)
+                break
+        else:
+            if place.is_file():
+                raise InputError(f"{place} is damaged (its MD5 sum is not {md5}); delete it to have it downloaded")
+            return None
+    return contents
 
-    return data._replace(train=shuffle(data.train), test=shuffle(data.test))
+
+def download(known, data_dir, may_download):
+    """Let torchvision download a set, one process at a time; return what read_files does.
+
+    Raises ConnectionError, which says what was looked for, what lies there instead, and why it cannot be had.
+    """
+    from torchvision import datasets
+
+    missing = next(path for file in known.files if not (path := data_dir / known.folder / file).is_file())
+    folder = next(each for each in missing.absolute().parents if each.is_dir())
+    found = ", ".join(sorted(os.listdir(folder))[:6]) or "nothing"
+    words = f"{known.words}: {missing} is missing, {folder} holds {found}"
+    if not may_download:
+        raise InputError(f"{words}; a training script downloads it, and --data-dir says where else it lies")
+    dataset_class = getattr(datasets, known.torchvision)
+    loader = dataset_class.__new__(dataset_class)  # its __init__ would load what an older version left there
+    loader.root = str(data_dir)
+    socket.setdefaulttimeout(SERVER_TIMEOUT)
+    try:
+        with locked(data_dir, name=".download.lock"):
+            if not read_files(known, data_dir):  # else another process was first
+                say(f"downloading {known.words} to {data_dir} ...")
+                loader.download()
+            return read_files(known, data_dir)
+    except (OSError, RuntimeError, EOFError, HTTPException) as error:
+        if getattr(error, "filename", None):  # a trouble of the disk's
+            raise
+        raise ConnectionError(f"{words}; it cannot be downloaded ({' '.join(str(error).split())})") from None
 
 
 def rgb_to_gray(images):
     """Turn uint8 RGB (N, H, W, 3) into uint8 gray (N, H, W), bit-equal to PIL's ITU-R 601-2 conversion."""
-    gray = np.empty(images.shape[:3], dtype=np.uint8)
     weights = np.array([19595, 38470, 7471], dtype=np.float32)  # of 65,536; float32 holds these sums exactly
-    for start in range(0, len(images), 1000):  # 1000 images at a time stand in memory as floats
-        gray[start : start + 1000] = (images[start : start + 1000].astype(np.float32) @ weights + 32768) / 65536
-    return gray
+    return ((images.astype(np.float32) @ weights + 32768) / 65536).astype(np.uint8)
 
 
-def _load_real(name, data_dir, may_download):
-    """Raises ConnectionError when files are missing and cannot be downloaded, InputError when one is damaged."""
-    from torchvision import datasets
-
-    dataset_class = datasets.CIFAR10 if name == "cifar10" else datasets.MNIST
-    checksums = _known_checksums(name, dataset_class, data_dir)
-    if not all(path.is_file() for path in checksums):
-        if not may_download:
-            raise InputError(f"{DATASETS[name]} is not in {data_dir}; a training script downloads it there")
-        with _sole_downloader(data_dir, next(iter(checksums)).parent) as had_to_wait:
-            if not all(path.is_file() for path in checksums):
-                if had_to_wait:
-                    raise ConnectionError("another process has just tried")
-                _download(dataset_class, data_dir)
-    _verify(checksums)
+def read_batches(contents):
+    """Return the training and the test Split of CIFAR's files: pickled batches of RGB images, the last for testing."""
     splits = []
-    for part in (dataset_class(data_dir, train=is_train) for is_train in (True, False)):
-        images = torch.from_numpy(rgb_to_gray(part.data)) if name == "cifar10" else part.data
-        splits.append(Split(images, torch.as_tensor(part.targets)))
-    return Dataset(name, "real", tuple(part.classes) if name == "cifar10" else DIGITS, *splits)
+    for batch in (pickle.loads(content, encoding="latin1") for content in contents):
+        images = rgb_to_gray(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        splits.append(Split(torch.from_numpy(images), torch.tensor(batch["labels"])))
+    return Split(*map(torch.cat, zip(*splits[:-1], strict=True))), splits[-1]
 
 
-def _known_checksums(name, dataset_class, data_dir):
-    if name == "mnist":
-        return {data_dir / "MNIST" / "raw" / file: md5 for file, md5 in MNIST_MD5.items()}
-    listed = [*dataset_class.train_list, *dataset_class.test_list]
-    listed.append((dataset_class.meta["filename"], dataset_class.meta["md5"]))
-    return {data_dir / dataset_class.base_folder / file: md5 for file, md5 in listed}
+def read_idx(contents):
+    """Return the training and the test Split from MNIST's files: images behind 16 bytes, labels behind 8, of each."""
+    numbers = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    return [Split(images[16:].view(-1, 28, 28), labels[8:].long()) for images, labels in pairs]
 
 
-def _verify(checksums):
-    from torchvision.datasets.utils import check_integrity
-
-    for path, md5 in checksums.items():
-        if not check_integrity(path, md5):
-            raise InputError(
-                f"{path} is damaged (its MD5 sum is not the known {md5}); delete it and run again to download it"
-            )
+EMBEDDED_TRAIN, EMBEDDED_TEST = 4_000, 1_000  # images
+EMBEDDED_CLASSES = tuple(f"pattern {number}" for number in range(10))
 
 
-@contextmanager
-def _sole_downloader(data_dir, folder):
-    """Let one process at a time download into folder, in data_dir; yields whether this one had to wait.
+def embedded_patterns(size):
+    """Return the training and the test Split of the embedded set: ten smooth patterns, moved, in noise."""
+    rng, count = np.random.default_rng(0), EMBEDDED_TRAIN + EMBEDDED_TEST
+    coarse = torch.from_numpy(rng.uniform(0, 255, (10, 1, 6, 6)))
+    patterns = F.interpolate(coarse, (size, size), mode="bilinear")[:, 0].numpy()
+    labels, (down, right) = rng.integers(10, size=count), rng.integers(-4, 5, (2, count, 1))
+    rows, columns = ((np.arange(size) + shift) % size for shift in (down, right))
+    images = patterns[labels[:, None, None], rows[:, :, None], columns[:, None, :]]
+    images = np.clip(images + rng.normal(0, 60, images.shape), 0, 255).astype(np.uint8)
+    whole = Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return [Split(*(part[:EMBEDDED_TRAIN] for part in whole)), Split(*(part[EMBEDDED_TRAIN:] for part in whole))]
 
-    Leaves no empty folder behind that was not there before.
+
+class KnownSet(NamedTuple):
+    """A data set of torchvision's: its name in words, torchvision's class, the folder that this keeps, the files' MD5.
+
+    read: makes two Splits of what is in the files; size: of an image, in pixels; mean, std: of gray values in [0, 1].
     """
-    new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
-    data_dir.mkdir(parents=True, exist_ok=True)
-    if not os.access(data_dir, os.W_OK):
-        raise InputError(f"the data folder {data_dir} cannot be written; choose another one with --data-dir")
-    lock, had_to_wait = FileLock(data_dir / ".download.lock"), False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        had_to_wait = True
-        with suppress(FileNotFoundError):  # who held it failed, and has swept up the folder
-            lock.acquire()
-    try:
-        yield had_to_wait
-    finally:
-        lock.release()
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        for each in new_folders:
-            with suppress(OSError):  # it holds something
-                each.rmdir()
+
+    words: str
+    torchvision: str
+    folder: str
+    files: dict
+    read: object
+    classes: tuple
+    size: int = 28
+    mean: float = 0.0
+    std: float = 1.0
 
 
-def _download(dataset_class, data_dir):
-    """Download into data_dir; raises ConnectionError with the reason when that fails."""
-    print(f"downloading {dataset_class.__name__} to {data_dir} ...", flush=True)
-    timeout, quiet = socket.getdefaulttimeout(), io.StringIO()
-    socket.setdefaulttimeout(SERVER_TIMEOUT)
-    try:
-        with redirect_stdout(quiet), redirect_stderr(sys.stderr if sys.stderr.isatty() else quiet):
-            dataset_class(data_dir, download=True)
-    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-        if getattr(error, "errno", None) in DISK_FULL:
-            raise
-        raise ConnectionError(" ".join(str(getattr(error, "reason", error)).split())) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Data: the embedded sets, 10,000 training and 2,000 test images each, made from a fixed seed
-# ---------------------------------------------------------------------------------------------------------------------
-
-SYNTHETIC_TRAIN, SYNTHETIC_TEST = 10_000, 2_000
-# A texture is a function of tilted coordinates u (to the right) and v (down), frequency f and phase p, about -1 to 1.
-TEXTURES = {
-    "horizontal": lambda u, v, f, p: np.sin(f * v + p),
-    "rising": lambda u, v, f, p: np.sin(f * (u + v) / np.sqrt(2) + p),
-    "vertical": lambda u, v, f, p: np.sin(f * u + p),
-    "falling": lambda u, v, f, p: np.sin(f * (u - v) / np.sqrt(2) + p),
-    "checkers": lambda u, v, f, p: np.sign(np.sin(f * u + p) * np.sin(f * v + p)),
-    "dots": lambda u, v, f, p: np.sign(np.cos(f * u + p) + np.cos(f * v + p) - 0.9),
-    "rings": lambda u, v, f, p: np.sin(f * np.hypot(u, v) + p),
-    "rays": lambda u, v, f, p: np.sin(np.round(f / 2) * np.arctan2(v, u) + p),
-    "waves": lambda u, v, f, p: np.sin(f * v + 2.5 * np.sin(4 * u + p)),
-    "blots": lambda u, v, f, p: np.sin(f * u + 2 * np.sin(f * v / 2)) * np.sin(f * v + 2 * np.sin(f * u / 2 + p)),
+DATASETS = {
+    "cifar10": KnownSet(
+        *("CIFAR-10", "CIFAR10", "cifar-10-batches-py"),
+        {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+        },
+        read_batches,
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        size=32,
+    ),
+    "mnist": KnownSet(
+        *("MNIST", "MNIST", "MNIST/raw"),
+        {
+            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+        },
+        read_idx,
+        tuple("0123456789"),
+        mean=0.1307,
+        std=0.3081,
+    ),
 }
 
-
-def _synthetic_dataset(name, classes, images, labels):
-    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-    train, test = (Split(images[part], labels[part]) for part in (slice(SYNTHETIC_TRAIN), slice(SYNTHETIC_TRAIN, None)))
-    return Dataset(name, "synthetic", classes, train, test)
-
-
-def synthetic_pictures(seed=0):
-    """Ten classes of oriented stripes and textures in place of CIFAR-10: 32 x 32 RGB, turned to gray like CIFAR-10."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(10, size=SYNTHETIC_TRAIN + SYNTHETIC_TEST)
-    images = np.empty((len(labels), 32, 32), dtype=np.uint8)
-    for label, texture in enumerate(TEXTURES.values()):
-        images[labels == label] = rgb_to_gray(_draw_pictures(texture, (labels == label).sum(), rng))
-    return _synthetic_dataset("cifar10", tuple(TEXTURES), images, labels)
-
-
-def _draw_pictures(texture, count, rng):
-    """Draw the texture between a dark and a light colour, tilted and moved, under noise: uint8 (count, 32, 32, 3)."""
-
-    def each(low, high):  # one random number an image
-        return rng.uniform(low, high, (count, 1, 1))
-
-    y, x = np.mgrid[-1:1:32j, -1:1:32j]
-    x, y, tilt = x - each(-0.5, 0.5), y - each(-0.5, 0.5), np.radians(each(-18, 18))
-    u, v = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
-    pattern = texture(u, v, each(7, 16), each(0, 2 * np.pi)) * rng.choice([-1, 1], (count, 1, 1))
-    share = (0.5 + each(0.1, 0.5) * pattern)[..., None]
-    dark, light = (rng.uniform(low, low + 120, (count, 1, 1, 3)) for low in (0, 135))
-    grain = rng.normal(0, 25, (count, 32, 32, 3))
-    return np.clip(light * share + dark * (1 - share) + grain, 0, 255).astype(np.uint8)
-
-
-def synthetic_digits(seed=0):
-    """Ten digits in place of MNIST: 28 x 28, matplotlib's fonts, randomly turned, moved, scaled and made noisy."""
-    glyphs = torch.from_numpy(_glyph_sheet())  # (styles, 10, 56, 56)
-    generator = torch.Generator().manual_seed(seed)
-    count = SYNTHETIC_TRAIN + SYNTHETIC_TEST
-
-    def each(low, high):  # one random number an image
-        return torch.empty(count).uniform_(low, high, generator=generator)
-
-    labels = torch.randint(10, (count,), generator=generator)
-    styles = torch.randint(len(glyphs), (count,), generator=generator)
-    angle, zoom = torch.deg2rad(each(-10, 10)), 1 / each(0.85, 1.15)
-    cos, sin = zoom * torch.cos(angle), zoom * torch.sin(angle)
-    affine = torch.stack([cos, -sin, each(-0.1, 0.1), sin, cos, each(-0.1, 0.1)], dim=1).view(count, 2, 3)
-    grid = F.affine_grid(affine, (count, 1, 28, 28), align_corners=False)
-    digits = F.grid_sample(glyphs[styles, labels].unsqueeze(1), grid, align_corners=False).squeeze(1)
-    noise = 0.1 * torch.randn(digits.shape, generator=generator)
-    images = ((digits + noise).clamp(0, 1) * 255).to(torch.uint8)
-    return _synthetic_dataset("mnist", DIGITS, images, labels)
-
-
-def _glyph_sheet(size=56):
-    """Draw every digit in each bundled font at three stroke widths: float32 (styles, 10, size, size) in [0, 1]."""
-    import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-
-    names = "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSerif STIXGeneral cmss10"
-    glyphs = []
-    for name, stroke_width, digit in itertools.product(names.split(), (0, 1, 2), DIGITS):
-        file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
-        font, glyph = ImageFont.truetype(file, 0.7 * size), Image.new("L", (size, size))
-        brush = ImageDraw.Draw(glyph)
-        left, top, right, bottom = brush.textbbox((0, 0), digit, font, stroke_width=stroke_width)
-        corner = ((size - left - right) / 2, (size - top - bottom) / 2)
-        brush.text(corner, digit, 255, font, stroke_width=stroke_width)
-        glyphs.append(np.asarray(glyph, dtype=np.float32) / 255)
-    return np.stack(glyphs).reshape(-1, len(DIGITS), size, size)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Settings: one dataclass from which flags, help, checks, grid, names, words, HParams and config.json follow
-# ---------------------------------------------------------------------------------------------------------------------
+# Settings: from one dataclass follow flags, help, checks, grid, names, words, HParams and config.json ----------------
 
 
 def setting(default, **facts):
@@ -403,64 +324,33 @@ class Setting(NamedTuple):
     """What is known of a field of Config: what it may be, and how it is written in help, names and sentences."""
 
     name: str
-    kind: type
     default: object
     help: str = ""
     choices: dict | tuple = ()  # a dict: the values and their words
-    above: float | None = None
-    minimum: float | None = None
-    below: float | None = None
-    maximum: float | None = None
-    only: tuple | None = None  # (setting, value) without which this one stays at its default
-    always: bool = False  # shown in names and sentences at its default, too
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    always: bool = False  # in names and sentences at its default, too
     tag: str | None = None  # what stands before the value in a run's name; default: '_' and the setting's name
     words: str | None = None  # how a sentence says it, such as 'learning rate {}'; '': it does not
+    unset: str = ""  # the words of None, the default of a number
 
-    @property
-    def flag(self):
-        return "--" + self.name.replace("_", "-")
-
-    def wanted(self):
-        """Return in words what the setting may be."""
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        if self.kind not in (int, float):
-            return "the name of a folder" if self.kind is str else f"a {self.kind.__name__}"
-        text = "a whole number" if self.kind is int else "a number"
-        for word, bound in (("above", self.above), ("from", self.minimum), ("to", self.maximum)):
-            text += "" if bound is None else f" {word} {bound:g}" if isinstance(bound, float) else f" {word} {bound}"
-        return text if self.below in (None, math.inf) else f"{text} to below {self.below}"
+    flag = property(lambda self: "--" + self.name.replace("_", "-"))
+    type = property(lambda self: float if self.default is None else type(self.default))
+    template = property(lambda self: self.name.replace("_", " ") + " {}" if self.words is None else self.words)
 
     def check(self, value):
-        """Raises ValueError for a value that the setting cannot have."""
-        if value is None and self.default is None:
-            return
-        compared = (operator.gt, self.above), (operator.ge, self.minimum), (operator.lt, self.below)
-        accepted = type(value) is self.kind and (not self.choices or value in self.choices) and value != ""
-        if not accepted or not all(
-            bound is None or compare(value, bound) for compare, bound in (*compared, (operator.le, self.maximum))
-        ):
-            raise ValueError(f"{value!r} is not {self.wanted()}")
+        """Raises InputError for a value that the setting cannot have."""
+        if self.choices and value not in self.choices:
+            raise InputError(f"{self.flag} {value} is not one of {', '.join(self.choices)}")
+        if self.type in (int, float) and value is not None and not self.minimum <= value <= self.maximum:
+            raise InputError(f"{self.flag} {value} is not from {self.minimum} to {self.maximum}")
 
-    def parse(self, text):
-        """Return the value that a command line's text stands for."""
-        try:
-            value = self.kind(text)
-            self.check(value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {self.wanted()}") from None
-        return value
+    def in_name(self, value):
+        return ("_" + self.name.replace("_", "") if self.tag is None else self.tag) + number_text(value)
 
-    def shown(self, value):
-        return self.always or value != self.default
-
-    def named(self, value):
-        tag = "_" + self.name.replace("_", "") if self.tag is None else self.tag
-        return tag + number_text(value)
-
-    def said(self, value):
-        text = self.choices[value] if isinstance(self.choices, dict) else number_text(value)
-        return (self.name.replace("_", " ") + " {}" if self.words is None else self.words).format(text)
+    def in_words(self, value):
+        words = self.choices[value] if isinstance(self.choices, dict) else number_text(value)
+        return self.template.format(self.unset if value is None else words)
 
 
 def number_text(value):
@@ -472,162 +362,102 @@ def number_text(value):
     return np.format_float_scientific(value, trim="-", exp_digits=1)
 
 
-@cache
-def settings_of(cls):
-    """Return the Setting of each field of a dataclass, those of a Config's own before the ones that all share."""
-    found = []
-    for one in sorted(fields(cls), key=lambda one: one.name in Config.__dataclass_fields__):
-        kinds = [kind for kind in typing.get_args(one.type) or (one.type,) if kind is not types.NoneType]
-        declared = [vars(base).get("__dataclass_fields__", {}).get(one.name) for base in reversed(cls.__mro__)]
-        facts = {name: fact for each in declared if each for name, fact in each.metadata.items()}
-        found.append(Setting(one.name, kinds[0], one.default, **facts))
-    return found
-
-
-class Checked:
-    """A dataclass whose fields are settings. Raises ValueError for a value that a setting cannot have."""
-
-    def __post_init__(self):
-        for one in settings_of(type(self)):
-            value = getattr(self, one.name)
-            try:
-                one.check(value)
-            except ValueError as error:
-                raise ValueError(f"{one.name} is {error}") from None
-            if one.only and value != one.default and getattr(self, one.only[0]) != one.only[1]:
-                raise ValueError(f"{one.name} is {value!r} without {one.only[0]} {one.only[1]}")
-
-
 @dataclass(frozen=True)
-class Config(Checked):
+class Config:
     """The settings that define an experiment; a script's own Config adds its fields, defaults and words.
 
-    It also has dataset (a key of DATASETS, a field or fixed), network (its name in words), and what its network can
-    use: precisions, and most_threads (None: all).
+    It also has script, the script's name; dataset, a key of DATASETS; network, in words; the precisions that this can
+    compute in; most_threads that it can use, None for all. Raises InputError for what a setting cannot be.
     """
 
     pixels: str = setting(
-        "in-place",
-        choices=("in-place", "permuted"),
-        tag="_",
-        words="pixels {}",
-        help="permuted: those of every image in one fixed random order",
+        "in-place", choices=("in-place", "permuted"), tag="_", words="pixels {}", help="where they are"
     )
     optimizer: str = setting(
         "adam", choices={"adam": "Adam", "sgd": "SGD"}, always=True, tag="_", words="{}", help="what takes the steps"
     )
-    lr: float = setting(1e-3, above=0, below=math.inf, always=True, words="learning rate {}", help="learning rate")
-    momentum: float = setting(0.0, minimum=0, below=1, only=("optimizer", "sgd"), help="momentum of SGD")
-    batch_size: int = setting(
-        64, minimum=1, maximum=60_000, tag="_batch", words="batch {}", help="images that a step learns from"
-    )
-    seed: int = setting(
-        0, minimum=0, maximum=2**31 - 1, always=True, help="of the initial weights and of the order of the images"
-    )
+    lr: float = setting(1e-3, minimum=1e-12, maximum=1e12, always=True, words="learning rate {}", help="learning rate")
+    momentum: float = setting(0.0, minimum=0, maximum=1, help="momentum of SGD")
+    batch_size: int = setting(64, minimum=1, maximum=60_000, tag="_batch", words="batch {}", help="images of a step")
+    seed: int = setting(0, minimum=0, maximum=2**31 - 1, always=True, help="of initial weights and order of images")
 
     precisions = ("fp32",)
     most_threads = None
 
+    def __post_init__(self):
+        for one, value in self.settings():
+            one.check(value)
+        if self.momentum and self.optimizer != "sgd":
+            raise InputError(f"--momentum {self.momentum} needs --optimizer sgd")
+
+    @classmethod
+    @cache
+    def known_settings(cls):
+        """Return the Setting of each field, the script's own before those that both scripts share."""
+        shared, found = Config.__dataclass_fields__, []
+        for one in sorted(fields(cls), key=lambda one: one.name in shared):
+            facts = shared[one.name].metadata if one.name in shared else {}
+            found.append(Setting(one.name, one.default, **facts | one.metadata))
+        return found
+
+    def settings(self):
+        """Return the settings with their values: (Setting, value)."""
+        return [(one, getattr(self, one.name)) for one in self.known_settings()]
+
     @property
     def name(self):
-        """The name that tells this experiment from all others of its script; usual settings are left out."""
-        named = ((one, getattr(self, one.name)) for one in settings_of(type(self)))
-        return "".join(one.named(value) for one, value in named if one.shown(value)).strip("_")
+        """The name that tells this experiment from all others of its script; usual values are left out."""
+        said = (one.in_name(value) for one, value in self.settings() if one.always or value != one.default)
+        return "".join(said).strip("_")
 
-    def said(self, without=("seed",)):
-        """Return the experiment's words by setting, the network's first; without: the settings that are not said."""
-        values = ((one, getattr(self, one.name)) for one in settings_of(type(self)) if one.name not in without)
-        words = {one.name: one.said(value) for one, value in values if one.shown(value)}
-        return {name: text for name, text in {"network": self.network, **words}.items() if text}
-
-    def words(self, without=("seed",)):
-        """Return the experiment in words; without: the settings that are not said."""
-        return ", ".join(self.said(without).values())
-
-    def command(self):
-        """Return the command line that trains the experiment."""
-        values = ((one.flag, getattr(self, one.name), one.default) for one in settings_of(type(self)))
-        texts = [(flag, number_text(value)) for flag, value, default in values if value != default]
-        flags = [f"{flag}={text}" if text.startswith("-") else f"{flag} {text}" for flag, text in texts]  # for argparse
-        return " ".join([f"python {self.script()}.py", *flags])
-
-    @classmethod
-    def script(cls):
-        """Return the name of the script that this is the Config of."""
-        return Path(sys.modules[cls.__module__].__file__).stem
-
-    def setting(self):
-        """Return what runs of several seeds have in common: this Config with seed 0."""
+    @property
+    def group(self):
+        """What the runs of several seeds have in common: this Config with seed 0."""
         return replace(self, seed=0)
 
+    def words(self):
+        """Return the experiment's words by setting, the network's first; usual values are left out."""
+        said = {one.name: one.in_words(value) for one, value in self.settings() if one.always or value != one.default}
+        return {name: words for name, words in {"network": self.network, **said}.items() if words}
 
-@dataclass(frozen=True)
-class Conditions(Checked):
-    """What a run's numbers depend on beside its Config; resolved when it starts, and used again when it continues."""
+    def sentence(self):
+        """Return the experiment in words, but for its seed."""
+        return ", ".join(words for name, words in self.words().items() if name != "seed")
 
-    data_source: str = setting("real", choices=("real", "synthetic"))
-    data_dir: str = setting("data")
-    device: str = setting("cpu", choices=("cpu", "cuda", "mps"))
-    precision: str = setting("fp32", choices=("fp32", "bf16"))
-    threads: int = setting(1, minimum=1, maximum=1024)
-    epochs: int = setting(10, minimum=1, maximum=999)
-    parameters: int = setting(0, minimum=0, maximum=10**9)
-    versions: dict = setting(None)
-    commit: str = setting(None)
-
-
-class Record(NamedTuple):
-    """What config.json holds. diverged: the epoch in which the last attempt to train the run diverged, if it did."""
-
-    config: Config
-    conditions: Conditions
-    diverged: int | None = None
-
-    def as_dict(self):
-        parts = {"script": self.config.script(), "settings": asdict(self.config), "conditions": asdict(self.conditions)}
-        return parts | ({"diverged": self.diverged} if self.diverged else {})
-
-    @classmethod
-    def from_dict(cls, values, configs, path):
-        """Return the Record read from path; configs: the Config class by script.
-
-        A setting that it lacks has its default. Raises InputError for what no run can have.
-        """
-        try:
-            config_class = configs[values["script"]]
-            config, conditions = config_class(**values["settings"]), Conditions(**values["conditions"])
-            if not isinstance(values.get("diverged", 1), int):
-                raise ValueError(f"diverged is {values['diverged']!r}")
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not of this project ({str(error)[:100]}); train the run again") from None
-        return cls(config, conditions, values.get("diverged"))
+    def command(self, *more):
+        """Return the command line that trains the experiment; more: further words of it."""
+        flags = [f"{one.flag}={number_text(value)}" for one, value in self.settings() if value != one.default]
+        return typed("python", f"{self.script}.py", *flags, *more)
 
 
-def run_folder(runs_dir, config, data_source):
-    """Return where a run lies; the data source comes first in its name when it is not the real one."""
-    return Path(runs_dir, config.script(), "synthetic_" * (data_source == "synthetic") + config.name)
+def read_config(folder, configs):
+    """Return what a run's config.json says: its Config, and its conditions as a namespace; configs: by script."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_bytes())
+        return configs[values["script"]](**values["settings"]), SimpleNamespace(**values["conditions"])
+    except OSError as error:
+        raise InputError(explain(error)[1]) from None
+    except (InputError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is not of this version of the project ({str(error)[:100]})") from None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files: written whole or not at all, read without running code and without overlooking a changed byte
-# ---------------------------------------------------------------------------------------------------------------------
+# The run's folder: checkpoint, records, TensorBoard ------------------------------------------------------------------
+
+METRICS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
+TENSORBOARD_TAGS = {
+    f"{what.title()}/{of.title()}": f"{of}_{what}" for what in ("loss", "accuracy") for of in ("train", "test")
+}
 
 
 def write_atomically(path, content):
     """Write bytes to path so that a reader, or a crash, sees either the old file or the whole new one."""
     part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        if os.name == "posix":  # the new name, too, is on the disk; elsewhere folders cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-    finally:
-        part.unlink(missing_ok=True)
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def save_tensors(path, tensors):
@@ -639,17 +469,19 @@ def save_tensors(path, tensors):
 def load_tensors(path):
     """Return what save_tensors wrote, its tensors on the CPU; no code in the file is run.
 
-    Raises InputError when a byte of it has changed or it is not one of this project's.
+    Raises InputError when it is missing, when a byte of it has changed, or when it is not one of this project's.
     """
-    content = io.BytesIO(Path(path).read_bytes())
-    try:  # the file is a zip with a checksum for each record, which torch.load does not look at
-        if zipfile.ZipFile(content).testzip() is None:
+    if not path.exists():
+        raise InputError(f"{path} is missing; train the run again with --fresh")
+    try:
+        content = io.BytesIO(path.read_bytes())
+        if zipfile.ZipFile(content).testzip() is None:  # each record has a checksum, which torch.load does not look at
             content.seek(0)
             return torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
-        if is_lack_of_memory(error):
+        if isinstance(error, OSError) or is_lack_of_memory(error):
             raise
-    raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
+    raise InputError(f"{path} is damaged or not of this project; train the run again with --fresh")
 
 
 def table_text(columns, rows):
@@ -659,76 +491,91 @@ def table_text(columns, rows):
     return table.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The run's folder: checkpoint, records, TensorBoard
-# ---------------------------------------------------------------------------------------------------------------------
+def read_table(path):
+    """Return the rows of a CSV file as a list of dict of texts, empty where there is none."""
+    with suppress(FileNotFoundError), open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+    return []
 
-METRICS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
-TENSORBOARD_TAGS = {
-    "Loss/Train": "train_loss",
-    "Accuracy/Train": "train_accuracy",
-    "Loss/Test": "test_loss",
-    "Accuracy/Test": "test_accuracy",
-}
-EVENTS = "events.out.tfevents.run"
-GUESSING = math.log(10)  # nats: the loss of guessing among ten classes
+
+def read_history(folder):
+    """Return what each finished epoch measured, list of dict: by the checkpoint or, where none is kept, metrics.csv."""
+    if (folder / "checkpoint.pt").exists():
+        return load_tensors(folder / "checkpoint.pt")["history"]
+    try:
+        return [{name: float(row[name]) for name in METRICS} for row in read_table(folder / "metrics.csv")]
+    except (LookupError, ValueError, TypeError):
+        raise InputError(f"{folder / 'metrics.csv'} is damaged") from None
 
 
 class Run:
-    """The folder of a run while it is trained: its checkpoint, which alone counts, and the records that follow from it.
+    """The folder of a run while it is trained: its checkpoint, which alone counts, and what follows from it.
 
-    record: what config.json holds; history: the rows of metrics.csv, list of dict; checkpoint: what read_checkpoint
-    returned for the folder, None for a new run; writer: TensorBoard's SummaryWriter, from take_up() on. What is written
-    to it reaches TensorBoard's file when the epoch is finished.
+    conditions: what its numbers depend on beside its Config, a namespace; history: the rows of metrics.csv, list of
+    dict; writer: TensorBoard's SummaryWriter, from resume() on. Raises InputError when it cannot go on as args ask.
     """
 
-    def __init__(self, folder, record, checkpoint=None):
-        self.folder, self.record, self.history = Path(folder), record, []
-        self._checkpoint, self._written = checkpoint, 0
-        if checkpoint:
-            self.history = checkpoint["history"]
-            self._publish(checkpoint["events"])  # a kill may have come before it
-        self._begun = self.epoch
+    def __init__(self, folder, config, args, data_source):
+        self.folder, self.config, self.history, self.writer, self._checkpoint = folder, config, [], None, None
+        way_out = "start over with --fresh, or use another --runs-dir"
+        if args.fresh or not (folder / "checkpoint.pt").exists():
+            if not args.fresh and (folder / "metrics.csv").exists():
+                raise InputError(f"{folder} holds metrics.csv but no checkpoint.pt to continue from; {way_out}")
+            self.conditions = new_conditions(config, args, data_source)
+        else:
+            self._checkpoint = load_tensors(folder / "checkpoint.pt")
+            self.history = self._checkpoint["history"]
+            self.conditions = SimpleNamespace(**self._checkpoint["record"]["conditions"])
+            for name in ("device", "precision"):
+                asked, begun = getattr(args, name), getattr(self.conditions, name)
+                if asked not in ("auto", begun):
+                    raise InputError(
+                        f"{folder} was begun with --{name} {begun}, not {asked}; leave it out, or {way_out}"
+                    )
+            self.conditions.epochs = max(args.epochs, self.epoch)
+        self.device, self.precision = self.conditions.device, self.conditions.precision
+        if self.device != "cpu" and not getattr(torch, self.device).is_available():
+            raise InputError(f"{folder}: the device {self.device} is not there; use --device cpu, or {way_out}")
 
-    config = property(lambda self: self.record.config)
-    device = property(lambda self: self.record.conditions.device)
-    precision = property(lambda self: self.record.conditions.precision)
-    diverged = property(lambda self: self.record.diverged)
     epoch = property(lambda self: len(self.history), doc="The last epoch that was finished, 0 at the start.")
-    has_grown = property(
-        lambda self: self.epoch > self._begun, doc="Whether an epoch was finished since it was opened."
-    )
 
-    def take_up(self, **parts):
+    def resume(self, **parts):
         """Restore the parts of an experiment from the checkpoint, if there is one, and open TensorBoard's file.
 
         parts: whatever has a state_dict and is to continue where it was, the model among them.
         """
-        self._parts = parts
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._parts, begun = parts, ""
         if self._checkpoint:
-            restore(self._checkpoint, parts, with_random=True)
-            self._checkpoint = None
+            restore(self._checkpoint, parts)
+            for device, state in self._checkpoint["random"].items():
+                random_of(device).set_rng_state(state)
+            self._checkpoint, begun = None, f", continuing after epoch {self.epoch}"
         else:
-            remove_records(self.folder)
-        parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
-        conditions = replace(self.record.conditions, parameters=parameters)
-        self._save_record(self.record._replace(conditions=conditions, diverged=None))
-        self.writer = memory_writer(self.folder, is_new=not self._written)
-        _, session_start, self._session_end = hyperparameters(self.record)
-        self.writer.file_writer.add_summary(session_start)
-        print(f"{self.folder}: {parameters:,} parameters, {self.device}, {self.precision}")
+            for path in (self.folder / "checkpoint.pt", self.folder / "metrics.csv", *self.folder.glob("events.*")):
+                path.unlink(missing_ok=True)  # first what makes the run count as trained
+            for name in ("snapshots", "figures"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+        self.conditions.parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
+        write_atomically(self.folder / "config.json", json.dumps(self._record(), indent=2).encode() + b"\n")
+        # TensorBoard's readers hide what a killed session wrote after the checkpoint.
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.epoch and self.epoch + 1)
+        self.writer.file_writer.add_summary(hyperparameters(self.config, self.conditions))
+        self._say(f"{self.folder}: {self.conditions.parameters:,} parameters, {self.device}, {self.precision}{begun}")
 
     def epochs(self):
         """Yield the numbers of the epochs that are left to train."""
-        print("epoch  train loss  train accuracy  test accuracy  seconds", flush=True)
-        yield from range(self.epoch + 1, self.record.conditions.epochs + 1)
+        self._say("epoch  train loss  train accuracy  test accuracy  seconds")
+        yield from range(self.epoch + 1, self.conditions.epochs + 1)
 
     def batches(self, split, epoch):
         """Yield an epoch's batches of a Split, images and labels, in the order that follows from seed and epoch."""
         start, size = time.perf_counter(), self.config.batch_size
-        order = shuffled(len(split.images), self.config.seed, epoch).to(self.device)
-        hidden = True if processes() > 1 else None  # None: shown on a terminal
-        for batch in tqdm(order.split(size), unit="batch", leave=False, disable=hidden):
+        generator = torch.Generator().manual_seed(1000 * self.config.seed + epoch)
+        order = torch.randperm(len(split.images), generator=generator).to(self.device)
+        hidden = True if PROCESSES > 1 else None  # None: shown on a terminal
+        for batch in tqdm(order.split(size), f"epoch {epoch}", unit="batch", leave=False, disable=hidden):
             yield split.images[batch], split.labels[batch]
         if self.device != "cpu":
             getattr(torch, self.device).synchronize()
@@ -740,197 +587,80 @@ class Run:
         save_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt", tensors)
 
     def finish(self, epoch, train, test):
-        """Keep a finished epoch, whose Scores were train and test: the checkpoint, and what follows from it."""
+        """Keep a finished epoch, whose Scores were train and test: TensorBoard's points first, then the checkpoint."""
         values = (epoch, train.loss, train.accuracy, test.loss, test.accuracy, self._seconds)
         self.history.append(dict(zip(METRICS, values, strict=True)))
         for tag, name in TENSORBOARD_TAGS.items():
             self.writer.add_scalar(tag, self.history[-1][name], epoch)
-        if epoch == self.record.conditions.epochs:
-            self.writer.file_writer.add_summary(self._session_end)
-        written = torch.frombuffer(bytearray(self.writer.take()), dtype=torch.uint8)
-        checkpoint = {"record": self.record.as_dict(), "history": self.history, "random": random_state(self.device)}
-        checkpoint |= {"events": {"before": self._written, "written": written}}
-        checkpoint |= {"state": {name: part.state_dict() for name, part in self._parts.items()}}
+        self.writer.flush()
+        random = {device: random_of(device).get_rng_state() for device in ("cpu", self.device)}
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        checkpoint = {"record": self._record(), "history": self.history, "random": random, "state": state}
         save_tensors(self.folder / "checkpoint.pt", checkpoint)
-        self._publish(checkpoint["events"])
-        last = str(self.record.conditions.epochs)
-        measured = f"{train.loss:10.4f}  {train.accuracy:12.2f} %  {test.accuracy:11.2f} %  {self._seconds:7.1f}"
-        remark = "  loss far above guessing" if max(train.loss, test.loss) > 10 * GUESSING else ""
-        print(f"{epoch:>{len(last)}}/{last}".rjust(5) + f"  {measured}{remark}", flush=True)
+        self.write_metrics()
+        last, measured = str(self.conditions.epochs), f"{train.loss:10.4f}  {train.accuracy:12.2f} %"
+        measured += f"  {test.accuracy:11.2f} %  {self._seconds:7.1f}"
+        self._say(f"{epoch:>{len(last)}}/{last}".rjust(5) + f"  {measured}")
 
-    def let_go(self):
-        """Keep no network in memory: a sweep keeps its runs for the table at its end."""
+    def write_metrics(self):
+        """Let metrics.csv say what the checkpoint says."""
+        table = table_text(METRICS, [row.values() for row in self.history])
+        write_atomically(self.folder / "metrics.csv", table.encode())
+
+    def close(self):
+        """End TensorBoard's file, and keep no network in memory: a list keeps its runs for the table at its end."""
+        if self.writer:
+            self.writer.close()
         self._checkpoint = self._parts = self.writer = None
 
-    def record_divergence(self):
-        """Keep in config.json that the epoch after the last finished one diverged."""
-        self._save_record(self.record._replace(diverged=self.epoch + 1))
+    def _record(self):
+        settings, conditions = asdict(self.config), vars(self.conditions)
+        return {"script": self.config.script, "settings": settings, "conditions": conditions}
 
-    def _save_record(self, record):
-        self.record = record
-        write_atomically(self.folder / "config.json", json.dumps(record.as_dict(), indent=2).encode() + b"\n")
-
-    def _publish(self, events):
-        """Let TensorBoard's file and metrics.csv say what the checkpoint says.
-
-        events: bytes 'before' the last epoch in TensorBoard's file, and what the epoch has 'written', uint8.
-        """
-        written = events["written"].numpy().tobytes()
-        with open(self.folder / EVENTS, "ab") as file:
-            before = min(events["before"], file.tell())
-            if file.tell() != before + len(written):
-                file.truncate(before)
-                file.write(written)
-                file.flush()
-                os.fsync(file.fileno())
-        self._written = before + len(written)
-        metrics = table_text(METRICS, [row.values() for row in self.history]).encode()
-        path = self.folder / "metrics.csv"
-        if not path.exists() or path.read_bytes() != metrics:
-            write_atomically(path, metrics)
+    def _say(self, line):
+        if PROCESSES == 1:
+            tell(line)
 
 
-def memory_writer(folder, is_new):
-    """Return a SummaryWriter that keeps its events until take() returns them as bytes, those of a new file or not."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-    from torch.utils.tensorboard import FileWriter, SummaryWriter
-
-    class MemoryFile(FileWriter):
-        def __init__(self):
-            self.event_writer, self.content = self, io.BytesIO()
-
-        def add_event(self, event, step=None, walltime=None):
-            event.wall_time, event.step = walltime or time.time(), int(step or 0)
-            RecordWriter(self.content).write(event.SerializeToString())
-
-    class MemoryWriter(SummaryWriter):
-        def _get_file_writer(self):
-            self.file_writer = self.file_writer or MemoryFile()
-            return self.file_writer
-
-        def take(self):
-            content, self.file_writer.content = self.file_writer.content, io.BytesIO()
-            return content.getvalue()
-
-    writer = MemoryWriter(str(folder))
-    if is_new:
-        writer.file_writer.add_event(Event(file_version="brain.Event:2"))
-    return writer
+def random_of(device):
+    return torch if device == "cpu" else getattr(torch, device)
 
 
-def hyperparameters(record, **others):
-    """Return TensorBoard's HParams records of a run, for the run itself; the metrics are the scalars it has anyway.
-
-    others: values to show beside or instead of the record's; what is None is not shown.
-    The first, which lists an experiment's columns, is left out by Run: TensorBoard then collects them over all runs, so
-    that different kinds of network share one table.
-    """
-    from torch.utils.tensorboard.summary import hparams
-
-    conditions = ("data_source", "device", "precision", "threads", "epochs", "parameters")
-    shown = asdict(record.config) | {name: getattr(record.conditions, name) for name in conditions}
-    known = {name: value for name, value in (shown | others).items() if value is not None}
-    return hparams(known, dict.fromkeys(TENSORBOARD_TAGS, 0.0))
-
-
-def random_state(device):
-    """Return the state of torch's random numbers on the processor and, where it has its own, on the device."""
-    states = {"cpu": torch.get_rng_state()}
-    return states if device == "cpu" else {**states, device: getattr(torch, device).get_rng_state()}
-
-
-def restore(checkpoint, parts, with_random=False):
+def restore(checkpoint, parts):
     """Load a checkpoint's state into the parts (by name); raises InputError when it does not fit them."""
     try:
         for name, part in parts.items():
             part.load_state_dict(checkpoint["state"][name])
-            for parameter, state in getattr(part, "state", {}).items():  # an optimizer's, which checks no shapes itself
-                if any(getattr(value, "shape", ()) not in ((), parameter.shape) for value in state.values()):
-                    raise ValueError
-        for device, state in checkpoint["random"].items() if with_random else ():
-            (torch if device == "cpu" else getattr(torch, device)).set_rng_state(state)
-    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError):
-        message = "the checkpoint's weights do not fit its settings; run its training again with --fresh"
+    except (RuntimeError, LookupError, ValueError):
+        message = "the checkpoint's weights do not fit its settings; train the run again with --fresh"
         raise InputError(message) from None
 
 
-def remove_records(folder):
-    """Delete what a run's folder holds, first what makes the run count as trained."""
-    for name in ("checkpoint.pt", "metrics.csv", "config.json"):
-        (folder / name).unlink(missing_ok=True)
-    for path in folder.glob("events.out.tfevents.*"):
-        path.unlink()
-    for name in ("snapshots", "figures"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+def hyperparameters(config, conditions, **others):
+    """Return TensorBoard's HParams record for a run itself; others: values beside its own, or None for none."""
+    from torch.utils.tensorboard.summary import hparams
+
+    lasting = ("data_source", "device", "precision", "threads", "parameters")
+    values = asdict(config) | {name: getattr(conditions, name) for name in lasting} | others
+    return hparams({name: value for name, value in values.items() if value is not None}, {})[1]
 
 
-@contextmanager
-def locked(folder):
-    """Hold a run's folder, by a lock that dies with this process; raises LockedError when another one holds it."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        message = f"{folder} is being trained by another process; wait for it or choose other settings"
-        raise LockedError(message) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def locked(folder, wait=True, name=".lock"):
+    """Return a context that holds a folder by a lock, which dies with this process.
 
-
-def read_checkpoint(folder, configs):
-    """Return a run's checkpoint, a dict: record, history, events, random, and state, each part's by name.
-
-    configs: the Config class by script. None where there is none; raises InputError where it cannot be used.
+    Where another one holds it, raises Timeout or waits; on a file system without locks the work goes on without.
     """
-    path = Path(folder) / "checkpoint.pt"
-    if not path.is_file():
-        return None
-    checkpoint = load_tensors(path)
-    with suppress(LookupError, TypeError, AttributeError, OverflowError):
-        events, states = checkpoint["events"], (checkpoint["state"]["model"], checkpoint["random"]["cpu"])
-        is_place = isinstance(events["before"], int) and events["before"] >= 0
-        if is_history(checkpoint["history"]) and is_place and events["written"].dtype == torch.uint8:
-            return {**checkpoint, "record": Record.from_dict(checkpoint["record"], configs, path)} if states else None
-    raise InputError(f"{path} is damaged or not of this project; run its training again with --fresh")
-
-
-def is_history(rows):
-    """Whether rows, a list of dict, are metrics of epochs from 1 on, all finite; may raise KeyError and TypeError."""
-    in_order = [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
-    return bool(rows) and in_order and all(math.isfinite(row[name]) for row in rows for name in METRICS)
-
-
-def read_metrics(folder):
-    """Return metrics.csv as a list of dict of float, empty where it is missing; raises InputError when damaged."""
-    path = Path(folder) / "metrics.csv"
-    if not path.is_file():
-        return []
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with open(path, newline="") as file:
-            rows = [{name: float(row[name]) for name in METRICS} for row in csv.DictReader(file)]
-        if is_history(rows):
-            return rows
-    except (LookupError, ValueError, TypeError, csv.Error):
-        pass
-    raise InputError(f"{path} is empty or damaged; the same training command writes it anew from the checkpoint")
+        return FileLock(folder / name).acquire(timeout=-1 if wait else 0)
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        say(f"{folder} lies on a file system without locks; let no other process train there")
+        return nullcontext()
 
 
-def read_record(folder, configs):
-    """Return the Record in config.json; configs: the Config class by script. Raises InputError when it is unusable."""
-    path = Path(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise InputError(f"{path} is missing or damaged; name a run folder below runs/") from None
-    return Record.from_dict(values, configs, path)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Measuring
-# ---------------------------------------------------------------------------------------------------------------------
+# Measuring -----------------------------------------------------------------------------------------------------------
 
 
 class Score(NamedTuple):
@@ -941,10 +671,7 @@ class Score(NamedTuple):
 
 
 class Metrics:
-    """Collects what a network says of an epoch's training images, each judged before the step that learns from it.
-
-    The values stay on the device: no step waits for them.
-    """
+    """Collects what a network says of training images, each before the step that learns from it; no step waits."""
 
     def __init__(self):
         self._losses, self._hits, self._images = [], [], 0
@@ -988,162 +715,90 @@ def make_optimizer(model, config):
     return torch.optim.Adam(model.parameters(), lr=config.lr, fused=fused)
 
 
-def shuffled(count, seed, epoch):
-    """Return the order of an epoch's training images, int64 (count,), which depends on nothing but seed and epoch."""
-    generator = torch.Generator().manual_seed(1000 * seed + epoch)
-    return torch.randperm(count, generator=generator)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The reference report, and runs summed up over seeds
-# ---------------------------------------------------------------------------------------------------------------------
+# Results: runs summed up over seeds, beside the reference report -----------------------------------------------------
 
 REPORT_EPOCHS = 10  # the reference report's accuracies are those after its last epoch
+RESULTS = ("experiment", "reported", "mean", "range", "std", "seeds", "seconds_per_epoch", "parameters", "remark")
 
 
 class Reported(NamedTuple):
-    """A row of the reference report: settings, and test accuracy in percent, None where it gives no figure.
-
-    remark: why the figure is missing or not comparable; such a row is not compared.
-    """
+    """A row of the reference report: settings, test accuracy in percent, and why it is missing or not comparable."""
 
     config: Config
     accuracy: float | None
     remark: str = ""
 
-    @property
-    def comparable(self):
-        """The figure that runs are compared with, None where there is none."""
-        return None if self.remark else self.accuracy
+
+def find_reported(run, epoch, report):
+    """Return the Reported of a run's settings, an empty one where its accuracy after an epoch is not comparable."""
+    is_comparable = run.conditions.data_source == "real" and epoch == REPORT_EPOCHS
+    rows = [row for row in report if row.config == run.config.group and is_comparable]
+    return rows[0] if rows else Reported(run.config.group, None)
 
 
-class Summary(NamedTuple):
-    """Runs of one setting: test accuracies in percent after an epoch, one a seed; diverged: the seeds without one."""
-
-    setting: str
-    accuracies: list
-    diverged: list
-    seconds: float
-    parameters: int
-    reported: Reported
-
-    COLUMNS = (
-        *("setting", "reported", "mean", "difference", "std", "seeds", "within", "diverged"),
-        *("seconds_per_epoch", "parameters", "remark"),
-    )
-
-    def row(self):
-        """Return the texts below COLUMNS; difference: mean - reported; within: whether the seeds span the reported."""
-        reported = self.reported.accuracy
-        comparable = self.reported.comparable is not None and bool(self.accuracies)
-        mean = statistics.fmean(self.accuracies) if self.accuracies else math.nan
-        several, seeds = len(self.accuracies) > 1, len(self.accuracies) + len(self.diverged)
-        within = comparable and min(self.accuracies) <= reported <= max(self.accuracies)
-        return (
-            self.setting,
-            f"{reported:.2f}" if reported is not None else "",
-            f"{mean:.2f}" if self.accuracies else "",
-            f"{mean - reported:+.2f}" if comparable else "",
-            f"{statistics.stdev(self.accuracies):.2f}" if several else "",
-            str(seeds),
-            ("yes" if within else "no") if several and comparable else "",
-            f"{len(self.diverged)} of {seeds}: seed {' '.join(map(str, self.diverged))}" if self.diverged else "",
-            f"{self.seconds:.1f}" if self.accuracies else "",
-            str(self.parameters),
-            self.reported.remark,
-        )
+def grouped(runs):
+    """Return the runs that differ in nothing but their seeds, in the given order: a list of lists."""
+    groups = {}
+    for run in runs:
+        groups.setdefault((run.config.group, run.conditions.data_source), []).append(run)
+    return list(groups.values())
 
 
 def epoch_seconds(run):
     """Return the median of the training seconds of a run's epochs."""
-    return statistics.median(row["seconds"] for row in run.history)
+    return float(np.median([row["seconds"] for row in run.history]))
 
 
-def summarise(runs, epoch, report):
-    """Return the Summary of runs of one setting after an epoch; report: the list of Reported."""
-    config, is_real = runs[0].config.setting(), runs[0].record.conditions.data_source == "real"
-    rows = [row for row in report if row.config == config and is_real and epoch == REPORT_EPOCHS]
-    trained = [run for run in runs if len(run.history) >= epoch]
-    seconds = [epoch_seconds(run) for run in trained]
-    return Summary(
-        config.words() + ("" if is_real else ", synthetic data"),
-        [run.history[epoch - 1]["test_accuracy"] for run in trained],
-        [run.config.seed for run in runs if run not in trained],
-        statistics.fmean(seconds) if seconds else math.nan,
-        runs[0].record.conditions.parameters,
-        rows[0] if rows else Reported(config, None),
+def result(group, epoch, report):
+    """Return the texts below RESULTS for runs that differ only in their seeds, all of which have the epoch."""
+    run, known = group[0], find_reported(group[0], epoch, report)
+    accuracies = [run.history[epoch - 1]["test_accuracy"] for run in group]
+    several = len(group) > 1
+    return (
+        run.config.sentence() + ", synthetic data" * (run.conditions.data_source == "synthetic"),
+        "" if known.accuracy is None else f"{known.accuracy:.2f}",
+        f"{np.mean(accuracies):.2f}",
+        f"{min(accuracies):.2f} to {max(accuracies):.2f}" * several,
+        f"{np.std(accuracies, ddof=1):.2f}" if several else "",
+        str(len(group)),
+        f"{np.mean([epoch_seconds(run) for run in group]):.1f}",
+        str(run.conditions.parameters),
+        known.remark,
     )
 
 
-def group_by_setting(runs):
-    """Return the runs of each setting in the given order: a list of lists."""
-    groups = {}
-    for run in runs:
-        groups.setdefault((run.config.script(), run.config.setting(), run.record.conditions.data_source), []).append(
-            run
-        )
-    return list(groups.values())
+def markdown(columns, rows):
+    """Return a table of texts, aligned, without columns that are empty."""
+    filled = [column for column in zip(columns, *rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in filled]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in zip(*filled, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
 
 
-def filled_columns(columns, rows):
-    """Return columns and rows without the columns in which every row is empty."""
-    kept = [number for number in range(len(columns)) if any(row[number] for row in rows)]
-    return [[row[number] for number in kept] for row in (columns, *rows)]
+# Many experiments ----------------------------------------------------------------------------------------------------
 
 
-def results_head(epoch):
-    return f"Test accuracy in % after epoch {epoch}: mean and standard deviation over seeds"
+PROCESSES = int(os.environ.get("WORLD_SIZE") or 1)  # which work through the same list, as torchrun tells them
+IS_FIRST = int(os.environ.get("RANK") or 0) == 0
 
 
-def print_results(runs, epoch, report):
-    """Print the test accuracy of a single run, or an aligned table of the Summary of each setting.
-
-    Runs on embedded data have a table of their own.
-    """
-    if len(runs) == 1 and runs[0].history:
-        accuracy, epoch = runs[0].history[-1]["test_accuracy"], runs[0].epoch
-        reported = summarise(runs, epoch, report).reported.comparable
-        compared = f" (the reference report: {reported} %)" if reported else ""
-        print(f"test accuracy {accuracy:.2f} % after epoch {epoch}{compared}")
-        return
-    for source in dict.fromkeys(run.record.conditions.data_source for run in runs):
-        groups = group_by_setting(run for run in runs if run.record.conditions.data_source == source)
-        rows = filled_columns(Summary.COLUMNS, [summarise(group, epoch, report).row() for group in groups])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        print(f"\n{results_head(epoch)}")
-        for name, *figures in rows:
-            aligned = (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
-            print("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One experiment and many
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def processes():
-    """Return how many processes work through the same list, as torchrun tells them."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def is_first():
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def say_once(text):
+def say(line):
     """Print a line that concerns all processes, in the first one only."""
-    if is_first():
-        print(text, flush=True)
+    if IS_FIRST:
+        tell(line)
 
 
 def share_of_cores():
     """Return the number of threads for this process, one of several on this machine if torchrun says so."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return torch.get_num_threads() if local == 1 else max(1, os.cpu_count() // local)
-
-
-def best_device():
-    return next((device for device in ("cuda", "mps") if getattr(torch, device).is_available()), "cpu")
+    sharing, threads = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.get_num_threads()
+    if sharing > 1 and threads == 1:  # torchrun sets OMP_NUM_THREADS to 1 where nobody typed it
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    elif "OMP_NUM_THREADS" in os.environ:
+        return threads
+    with suppress(OSError, ValueError):
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())  # a container's
+        threads = min(threads, math.ceil(quota / period))
+    return max(1, threads // sharing)
 
 
 def multiplies_bf16(device):
@@ -1154,262 +809,125 @@ def multiplies_bf16(device):
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-@cache
-def git_commit():
-    """Return the commit that this code stands at, with '-dirty' behind it if changed; None outside a repository."""
-    command = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    with suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-
-
 def new_conditions(config, args, data_source):
-    """Return the Conditions under which a run starts; raises InputError for a device that is not there."""
-    device = args.device if args.device not in (None, "auto") else best_device()
-    if device != "cpu" and not getattr(torch, device).is_available():
-        raise InputError(f"the device {device} is not there; use --device cpu, or --device auto for the best there is")
-    precision = getattr(args, "precision", None) or "auto"
+    """Return the conditions under which a run starts, a namespace: what its numbers depend on beside its Config."""
+    best = next((device for device in ("cuda", "mps") if getattr(torch, device).is_available()), "cpu")
+    device, precision = best if args.device == "auto" else args.device, args.precision
     if precision == "auto":
         precision = "bf16" if "bf16" in config.precisions and multiplies_bf16(device) else "fp32"
-    threads = min(args.threads, config.most_threads or args.threads)
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    versions |= {"torchvision": version("torchvision")}
-    about = {"epochs": args.epochs, "versions": versions, "commit": git_commit()}
-    return Conditions(data_source, args.data_dir, device, precision, threads, **about)
-
-
-def continued_conditions(folder, conditions, args):
-    """Return the Conditions under which a run continues; raises InputError where a typed flag asks for others."""
-    for name in ("device", "precision"):
-        asked, recorded = getattr(args, name, None), getattr(conditions, name)
-        if asked not in (None, "auto", recorded):
-            raise InputError(
-                f"{folder} was begun with --{name} {recorded}, not {asked}; leave the flag out to continue it, "
-                "or start over with --fresh, or use another --runs-dir"
-            )
-    if conditions.device != "cpu" and not getattr(torch, conditions.device).is_available():
-        raise InputError(
-            f"{folder} was begun on the device {conditions.device}, which is not there; continue it where there is "
-            "one, or start over with --fresh, or use another --runs-dir"
-        )
+    conditions = SimpleNamespace(data_source=data_source, device=device, precision=precision, epochs=args.epochs)
+    conditions.threads = min(args.threads, config.most_threads or args.threads)
+    conditions.versions = {name: version(name) for name in ("torch", "torchvision")} | {
+        "python": sys.version.split()[0]
+    }
     return conditions
 
 
-@contextmanager
-def opened_run(folder, config, args, data_source):
-    """Hold a run's folder and yield its Run, as the checkpoint left it or new.
-
-    Raises LockedError when another process trains it, InputError when it cannot be continued as asked.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        for leftover in (*folder.glob("*.part"), *folder.glob("snapshots/*.part")):
-            leftover.unlink()
-        if args.fresh:
-            remove_records(folder)
-        checkpoint = read_checkpoint(folder, {config.script(): type(config)})
-        if checkpoint is None:
-            if (folder / "metrics.csv").exists():
-                raise InputError(
-                    f"{folder} holds a run's records without its checkpoint.pt, so that it cannot continue; "
-                    "start over with --fresh, or use another --runs-dir"
-                )
-            record = Record(config, new_conditions(config, args, data_source))
-        else:
-            record = checkpoint["record"]
-            if (record.config, record.conditions.data_source) != (config, data_source):
-                raise InputError(f"{folder} holds another experiment; --fresh starts over, or use another --runs-dir")
-            conditions = continued_conditions(folder, record.conditions, args)
-            epochs = max(args.epochs, len(checkpoint["history"]))
-            record = record._replace(conditions=replace(conditions, epochs=epochs))
-        run = Run(folder, record._replace(diverged=diverged_before(folder)), checkpoint)
-        del checkpoint
-        yield run
-        run.let_go()
-
-
-def diverged_before(folder):
-    """Return the epoch in which the last attempt to train a run diverged, None where it did not or nothing is known."""
-    try:
-        return json.loads((folder / "config.json").read_text()).get("diverged")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def train_one(config, data, train, args, alone):
-    """Train an experiment up to --epochs, from where its run's folder stands; return its Run.
-
-    train: the script's; alone: no other experiment was asked for, else one that diverged is told and the rest goes on.
-    """
-    folder = run_folder(args.runs_dir, config, data.source)
-    quiet = redirect_stdout(io.StringIO()) if processes() > 1 else nullcontext()
-    with quiet, opened_run(folder, config, args, data.source) as run:
-        if run.epoch >= run.record.conditions.epochs:
-            print(f"{folder}: complete with {run.epoch} epochs; a larger --epochs extends it, --fresh starts over")
-        elif run.diverged and not alone:
-            print(f"{folder}: diverged in epoch {run.diverged}; --fresh starts over")
-        else:
-            torch.set_num_threads(run.record.conditions.threads)
-            torch.manual_seed(config.seed)
-            try:
-                seen = permuted(data) if config.pixels == "permuted" else data
-                train(config, run, seen.to(run.device))
-            except TrainingError as error:
-                run.record_divergence()
-                kept = f"the checkpoint of epoch {run.epoch} is kept" if run.epoch else "no epoch was finished"
-                where = f"in epoch {run.epoch + 1} at learning rate {number_text(config.lr)}"
-                message = f"{error} {where}; {kept}; try a smaller --lr"
-                if alone:
-                    raise TrainingError(message) from None
-                print(f"{folder}: {message}", file=sys.stderr)
-    if processes() > 1 and run.has_grown:
-        print(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}", flush=True)
+def train_one(config, train, args, wait=True):
+    """Train an experiment up to --epochs, from where its folder stands; return its Run; wait: see locked."""
+    data = load_data(config.dataset, args.data, args.data_dir, config.pixels)
+    folder = args.runs_dir / config.script / ("synthetic_" * (data.source == "synthetic") + config.name)
+    is_complete = not args.fresh and len(read_table(folder / "metrics.csv")) >= args.epochs
+    with nullcontext() if is_complete else locked(folder, wait):
+        run = Run(folder, config, args, data.source)
+        if run.epoch >= run.conditions.epochs:
+            if not is_complete:  # a kill came between the checkpoint and metrics.csv
+                run.write_metrics()
+            say(f"{folder}: complete after epoch {run.epoch}; a larger --epochs extends it, --fresh starts over")
+            return run
+        torch.set_num_threads(run.conditions.threads)
+        torch.manual_seed(config.seed)
+        try:
+            train(config, run, data.to(run.device))
+        except TrainingError as error:
+            where = f"in epoch {run.epoch + 1} at learning rate {number_text(config.lr)}; what it finished is kept"
+            raise TrainingError(f"{folder}: {error} {where}; try a smaller --lr") from None
+        finally:
+            run.close()
+    if PROCESSES > 1:
+        tell(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}")
     return run
 
 
-def has_ended(config, args):
-    """Whether an experiment's folder says, whoever trained it, that it is complete or that it diverged."""
-    sources = ("real", "synthetic") if args.data == "auto" else (args.data,)
-    folders = [run_folder(args.runs_dir, config, source) for source in sources]
-    with suppress(InputError):
-        return any(len(read_metrics(each)) >= args.epochs or diverged_before(each) for each in folders)
-    return False
-
-
-def tell_progress(done, total, before, start):
-    """Print how many runs of a list are done and, as the ones since start took, how long the rest will take.
-
-    before: how many were done at the start, a time.monotonic().
-    """
-    left = ""
-    if before < done < total:
-        minutes = (time.monotonic() - start) / (done - before) * (total - done) / 60
-        left = f", about {math.ceil(minutes)} min left"
-    print(f"{done} of {total} runs done{left}", flush=True)
-
-
-def work_through(configs, attempt, is_done):
-    """Train a list of experiments; return their Runs in its order, and how many were refused, each with its reason.
-
-    attempt(config) trains one and returns its Run; is_done(config): whether one that is left needs no more training.
-    What other processes train is left to them; the first process waits for that, and takes it over should they die.
-    """
-    left, runs, refused, is_announced = dict(enumerate(configs)), {}, 0, False
-
-    def done():
-        return len(runs) + sum(map(is_done, left.values()))
-
-    start, before = time.monotonic(), done()
-    if is_first():
-        tell_progress(before, len(configs), before, start)
-    while left:
-        left_before = len(left)
-        for number, config in list(left.items()):
-            try:
-                runs[number] = attempt(config)
-            except LockedError:
+def train_list(configs, train, args):
+    """Train experiments, first those that no other process trains; return their Runs, and the statuses of failed ones."""
+    done, failed, start = {}, {}, time.monotonic()
+    for wait in (False, True):
+        for config in configs:
+            if config in done or config in failed:
                 continue
-            except InputError as error:
-                refused += 1
-                print(f"error: {error}", file=sys.stderr)
-            del left[number]
-            if number in runs and runs[number].has_grown:
-                tell_progress(done(), len(configs), before, start)
-        if len(left) == left_before:  # other processes train all that is left
-            if not is_first():
-                break
-            if not is_announced:
-                print(f"waiting for what other processes train, {len(left)} of {len(configs)} runs", flush=True)
-            is_announced = True
-            time.sleep(1)
-    return [run for _, run in sorted(runs.items())], refused
+            try:
+                done[config] = train_one(config, train, args, wait)
+            except Timeout:  # another process trains it
+                continue
+            except FAILURES as error:
+                status, message = explain(error)
+                if len(configs) == 1 or getattr(error, "errno", None) in DISK_FULL:
+                    raise
+                failed[config] = status
+                tell(f"error: {message}", sys.stderr)
+            if len(configs) > 1:
+                say(f"{len(done) + len(failed)} of {len(configs)} runs, {(time.monotonic() - start) / 60:.0f} min")
+    return [done[config] for config in configs if config in done], list(failed.values())
 
 
 def run_experiments(configs, train, args, report):
     """Train experiments in their run folders; say how they ended and what to type next."""
-    args.threads, alone = share_of_cores(), len(configs) == 1
-
-    @cache
-    def data(name):
-        loaded = load_data(name, args.data, args.data_dir)
-        if loaded.source == "synthetic":
-            say_once(synthetic_notice(name))
-        return loaded
-
-    def attempt(config):
-        return train_one(config, data(config.dataset), train, args, alone)
-
-    def is_done(config):
-        return not args.fresh and has_ended(config, args)
-
-    runs, refused = ([attempt(configs[0])], 0) if alone else work_through(configs, attempt, is_done)
-    if runs and is_first():
-        print_results(runs, min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs, report)
-        for name in {run.config.dataset: run for run in runs if run.record.conditions.data_source == "synthetic"}:
-            print(synthetic_notice(name))
-        print(f"\nNext:\n  tensorboard --logdir {curves_folder(runs)}")
-        print(f"  python visualize.py {runs[0].folder if alone else args.runs_dir}")
-        if len(runs) > len(group_by_setting(runs)):
-            means = Path(args.runs_dir, "comparison", "tensorboard", runs[0].config.script())
-            print(f"  tensorboard --logdir {means}  (after it: the means over seeds)")
-    if refused and is_first():  # another process that failed would end them all
-        raise InputError(f"{refused} of {len(configs)} runs could not be trained, for the reasons given above")
+    runs, failed = train_list(configs, train, args)
+    if runs and IS_FIRST:
+        epoch = min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs
+        tell(f"\nTest accuracy in % after epoch {epoch}")
+        tell(markdown(RESULTS, [result(group, epoch, report) for group in grouped(runs)]))
+        for name in {run.config.dataset for run in runs if run.conditions.data_source == "synthetic"}:
+            tell(synthetic_notice(name))
+        beside = {path.parent for path in runs[0].folder.parent.glob("*/events.out.tfevents.*")}
+        curves = (
+            runs[0].folder.parent if len(beside) <= 40 else runs[0].folder
+        )  # of more TensorBoard shows none at first
+        tell(f"\nNext:\n  {typed('tensorboard', '--logdir', curves)}")
+        tell(f"  {typed('python', 'visualize.py', args.runs_dir if len(configs) > 1 else runs[0].folder)}")
+    if failed and IS_FIRST:  # another process that failed would end them all
+        message = f"{len(failed)} of {len(configs)} runs could not be trained, for the reasons given above"
+        raise TrainingError(message) if 1 in failed else InputError(message)
 
 
-def curves_folder(runs, most=40):
-    """Return the folder to open in TensorBoard, which shows no curve at first when it finds more than 40 runs."""
-    below = len(list(runs[0].folder.parent.glob("*/events.out.tfevents.*")))
-    return runs[0].folder.parent if below <= most else runs[0].folder
+# Command line --------------------------------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse without abbreviations, and with errors of one line that name the nearest flag to a mistyped one."""
-
-    def __init__(self, description):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
-
-    def error(self, message):
-        unknown = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-        if message.startswith("unrecognized arguments") and unknown:
-            nearest = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
-            message += f"; did you mean {nearest[0]}?" if nearest else ""
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help lists the flags and their values\n")
+def typed(*words):
+    """Return words as a shell needs them, scripts of this project by the path by which the present one was called."""
+    words = [str(Path(sys.argv[0]).with_name(word) if str(word).endswith(".py") else word) for word in words]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def folder_name(text):
-    if not text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
-    return text
+    """Return the Path of a folder that was typed, which may begin with ~."""
+    return Path(os.path.expanduser(text))
+
+
+def make_parser(description):
+    """Return an argument parser without abbreviations, whose errors are one line."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=description, formatter_class=formatter, allow_abbrev=False
+    )
 
 
 def experiment_parser(config_class, description):
-    """Return a training script's parser: a flag for each field of its Config, and the flags that both scripts share.
-
-    A flag of Config that was not typed is None.
-    """
-    parser = ArgumentParser(description)
+    """Return a training script's parser: a flag for each setting of its Config, and those that both scripts share."""
+    parser = make_parser(description)
     flag = parser.add_argument
-    for one in settings_of(config_class):
-        metavar = f"{{{','.join(one.choices)}}}" if one.choices else one.kind.__name__.upper()
-        text = (
-            one.help if one.default is None else f"{one.help}; default: {number_text(one.default)}".removeprefix("; ")
-        )
-        flag(one.flag, nargs="+", type=one.parse, metavar=metavar, help=text.replace("%", "%%"))
-    conditions = {one.name: one for one in settings_of(Conditions)}
-    epochs, sources, devices = (conditions[name] for name in ("epochs", "data_source", "device"))
-    flag(
-        "--epochs", type=epochs.parse, default=epochs.default, metavar="INT", help=f"in all; default: {epochs.default}"
-    )
+    for one in config_class.known_settings():
+        metavar = f"{{{','.join(one.choices)}}}" if one.choices else one.type.__name__.upper()
+        usual = one.unset if one.default is None else number_text(one.default)
+        flag(one.flag, nargs="+", type=one.type, metavar=metavar, help=f"{one.help}; default: {usual}")
+    flag("--epochs", type=int, default=10, metavar="INT", help="in all; default: 10")
     real_first = "auto: the real set if it is there or can be downloaded, else the embedded one; default: auto"
-    flag("--data", choices=("auto", *sources.choices), default="auto", help=real_first)
+    flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=real_first)
     flag("--data-dir", type=folder_name, default="data", help="where the real sets lie or shall lie; default: data")
     flag("--runs-dir", type=folder_name, default="runs", help="where the run's folder is made; default: runs")
-    flag("--device", choices=("auto", *devices.choices), default="auto", help="default: auto")
+    flag("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    parser.set_defaults(precision="auto")
     if len(config_class.precisions) > 1:
         native = f"auto: {config_class.precisions[0]} where the hardware multiplies it natively; default: auto"
         flag("--precision", choices=("auto", *config_class.precisions), default="auto", help=native)
@@ -1419,48 +937,29 @@ def experiment_parser(config_class, description):
 
 
 def parse_experiments(config_class, report, parser):
-    """Return a training script's parsed command line and the Configs that it asks for, no two alike.
-
-    With --report that is the report's list, else every combination of the flags' values; a setting that needs a value
-    of another one, as momentum needs SGD, stays at its default without it.
-    """
+    """Return a training script's command line, parsed, and the Configs that it asks for, no two alike."""
     args = parser.parse_args()
-    settings = settings_of(config_class)
-    typed = {one.name: values for one in settings if (values := getattr(args, one.name)) is not None}
-    if args.report and typed.keys() - {"seed"}:
-        name = next(one for one in settings if one.name in typed and one.name != "seed").flag
-        parser.error(f"argument --report: brings its own settings; leave out {name}")
-    if args.fresh and processes() > 1:
+    grid = {one.name: getattr(args, one.name) or [one.default] for one in config_class.known_settings()}
+    own = [one.flag for one in config_class.known_settings() if getattr(args, one.name) and one.name != "seed"]
+    if args.report and own:
+        parser.error(f"argument --report: brings its own settings; leave out {own[0]}")
+    if args.fresh and PROCESSES > 1:
         parser.error("argument --fresh: several processes cannot start over together; delete the run folders instead")
-    grid = {one.name: typed.get(one.name, [one.default]) for one in settings}
-    for one in settings:
-        if one.only and one.only[1] not in grid[one.only[0]] and grid[one.name] != [one.default]:
-            needed = f"--{one.only[0].replace('_', '-')} {one.only[1]}"
-            value = next(value for value in grid[one.name] if value != one.default)
-            parser.error(f"argument {one.flag}: {number_text(value)} needs {needed}")
+    if not 1 <= args.epochs <= 999:
+        parser.error(f"argument --epochs: {args.epochs} is not from 1 to 999")
     if args.report:
         configs = [replace(row.config, seed=seed) for seed in grid["seed"] for row in report]
     else:
-        combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        configs = [config_class(**without_unfit(settings, chosen)) for chosen in combinations]
+        configs = [config_class(**dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
     return args, list(dict.fromkeys(configs))
 
 
-def without_unfit(settings, chosen):
-    """Return chosen values by setting, those that need another setting's value at their default without it."""
-    unfit = {one.name: one.default for one in settings if one.only and chosen[one.only[0]] != one.only[1]}
-    return {**chosen, **unfit}
-
-
-def main(config_class, train, report):
-    """Be a training script: train the experiments that its command line asks for.
-
-    config_class: its Config; train(config, run, data) trains one of them; report: its list of Reported.
-    """
+def main(config_class, train, report, description):
+    """Be a training script: config_class is its Config, train(config, run, data) trains one, report lists Reported."""
 
     def work():
-        parser = experiment_parser(config_class, sys.modules[config_class.__module__].__doc__)
-        args, configs = parse_experiments(config_class, report, parser)
+        args, configs = parse_experiments(config_class, report, experiment_parser(config_class, description))
+        args.threads = share_of_cores()
         run_experiments(configs, train, args, report)
 
     run_script(work)

@@ -11,44 +11,18 @@ import csv
 import io
 import itertools
 import math
+import shutil
+import textwrap
 from contextlib import suppress
-from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import cnn_cifar10
 import rnn_mnist
-from utils import (
-    EVENTS,
-    REPORT_EPOCHS,
-    TENSORBOARD_TAGS,
-    ArgumentParser,
-    InputError,
-    Summary,
-    epoch_seconds,
-    folder_name,
-    group_by_setting,
-    hyperparameters,
-    load_data,
-    load_tensors,
-    memory_writer,
-    number_text,
-    permuted,
-    predict,
-    read_checkpoint,
-    read_metrics,
-    read_record,
-    restore,
-    results_head,
-    run_folder,
-    run_script,
-    settings_of,
-    summarise,
-    synthetic_notice,
-    table_text,
-    write_atomically,
-)
+import utils
+from utils import REPORT_EPOCHS, InputError, number_text, predict, tell
 
 import matplotlib
 import numpy as np
@@ -60,13 +34,8 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-CNN, RNN = cnn_cifar10.Config.script(), rnn_mnist.Config.script()
-CONFIGS = {CNN: cnn_cifar10.Config, RNN: rnn_mnist.Config}
+CONFIGS = {script.Config.script: script.Config for script in (cnn_cifar10, rnn_mnist)}
 REPORT = cnn_cifar10.REPORT + rnn_mnist.REPORT
-NETWORKS = {
-    CNN: lambda run: cnn_cifar10.LeNet5(run.config, run.record.conditions.precision),
-    RNN: lambda run: rnn_mnist.RowReader(run.config),
-}
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -84,83 +53,63 @@ NETWORK_COLOURS = {"RNN": "#E69F00", "GRU": "#0072B2", "LSTM": "#009E73", "LeNet
 BEFORE, AFTER, OTHER = "#999999", "#0072B2", "#D55E00"  # untrained or training images, trained or test images, beside
 
 
-load_once = cache(partial(load_data, may_download=False))
-
-
 class SavedRun:
     """A run's folder, read piece by piece as the figures ask for it. Raises InputError where a piece is unusable."""
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.record = read_record(self.folder, CONFIGS)
-        self.config, self.script = self.record.config, self.record.config.script()
-
-    @cached_property
-    def kind(self):
-        """The script whose figures fit the run; None, those of any run, for a CNN trained without convolutions."""
-        return None if self.script == CNN and not convolutions(self.untrained_model()) else self.script
+    def __init__(self, folder, data_dir=Path("data")):
+        self.folder, self.data_dir = folder, data_dir
+        self.config, self.conditions = utils.read_config(folder, CONFIGS)
 
     @property
     def title(self):
         """The run in words: network, data set, training, seed."""
-        return self.config.words(without=()) + self.source
+        return ", ".join(self.config.words().values()) + self.source
 
     @property
     def source(self):
-        return "" if self.record.conditions.data_source == "real" else ", synthetic data"
-
-    @cached_property
-    def history(self):
-        """The rows of metrics.csv, empty when no epoch was finished."""
-        return read_metrics(self.folder)
+        return "" if self.conditions.data_source == "real" else ", synthetic data"
 
     @property
     def command(self):
         """The command line that trains the run."""
-        return self.config.command() + " --data synthetic" * bool(self.source)
+        return self.config.command(*["--data", "synthetic"] * bool(self.source))
 
-    def check_trained(self):
-        """Raises InputError when no epoch was finished."""
-        if not self.history:
-            raise InputError(f"{self.folder} has finished no epoch; train it with {self.command}")
+    @cached_property
+    def history(self):
+        """What each finished epoch measured, list of dict; empty when none was finished."""
+        return utils.read_history(self.folder)
 
     def test_accuracy(self, epoch=REPORT_EPOCHS):
-        """The test accuracy in percent after an epoch, None where the run diverged before it."""
-        return self.history[epoch - 1]["test_accuracy"] if len(self.history) >= epoch else None
-
-    @property
-    def has_checkpoint(self):
-        return (self.folder / "checkpoint.pt").is_file()
+        """The test accuracy in percent after an epoch."""
+        return self.history[epoch - 1]["test_accuracy"]
 
     @cached_property
     def model(self):
         """The trained network; its weights are the last epoch's."""
-        if not self.has_checkpoint:
-            raise InputError(
-                f"{self.folder} holds no checkpoint.pt (those of runs/reference are not shipped); train the run with "
-                f"{self.command} and name its folder"
-            )
+        if not (self.folder / "checkpoint.pt").exists():
+            words = f"{self.folder} holds no checkpoint.pt (those of runs/reference are not shipped)"
+            raise InputError(f"{words}; train the run with {self.command} and name its folder")
         model = self.untrained_model()
-        restore(read_checkpoint(self.folder, CONFIGS), {"model": model})
+        utils.restore(utils.load_tensors(self.folder / "checkpoint.pt"), {"model": model})
         return model
 
     def untrained_model(self):
         """The network at its initialisation, rebuilt from the run's seed."""
         torch.manual_seed(self.config.seed)
-        return NETWORKS[self.script](self).eval()
+        if isinstance(self.config, rnn_mnist.Config):
+            return rnn_mnist.RowReader(self.config).eval()
+        return cnn_cifar10.LeNet5(self.config, self.conditions.precision).eval()
 
     def snapshot(self, epoch):
         """A network with the weights that stood after an epoch, those that the run kept: of a CNN its convolutions'."""
         model = self.untrained_model()
-        weights = load_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt")
-        restore({"state": {"model": model.state_dict() | weights}}, {"model": model})
+        model.load_state_dict(utils.load_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt"), strict=False)
         return model
 
     @cached_property
     def data(self):
-        conditions = self.record.conditions
-        data = load_once(self.config.dataset, conditions.data_source, conditions.data_dir)
-        return permuted(data) if self.config.pixels == "permuted" else data
+        config, source = self.config, self.conditions.data_source
+        return utils.load_data(config.dataset, source, self.data_dir, config.pixels, may_download=False)
 
     @cached_property
     def probabilities(self):
@@ -173,43 +122,35 @@ class SavedRun:
         return most_exciting(self.model, self.data.test.images)
 
 
-class Table(NamedTuple):
-    """A table to be written as CSV: the columns' types by name, and rows, a list of dict."""
+def is_recurrent(run):
+    return isinstance(run.config, rnn_mnist.Config)
 
-    columns: dict
-    rows: list
+
+def has_convolutions(run):
+    return not is_recurrent(run) and len(convolutions(run.untrained_model())) == 2
 
 
 FIGURES, COMPARISONS = {}, {}
 
 
-class Drawing(NamedTuple):
-    """A registered figure. fits: the script whose runs it is of, None for any."""
-
-    draw: object
-    fits: str | None
-
-
-def figure(fits=None):
-    """Register draw(run), which returns a Figure, or what it makes (Figure, Table) by file name."""
-    return lambda draw: FIGURES.setdefault(draw.__name__, Drawing(draw, fits)).draw
+def figure(fits=lambda run: True):
+    """Register draw(run), which returns a Figure, or Figures and tables by file name; fits(run): whether it has it."""
+    return lambda draw: FIGURES.setdefault(draw.__name__, (draw, fits))[0]
 
 
 def comparison(name):
-    """Register draw(groups), groups a list of lists of SavedRun; it returns what a figure does, or None."""
+    """Register draw(groups), groups a list of Group; it returns what a figure does, or None."""
     return lambda draw: COMPARISONS.setdefault(name, draw)
 
 
 def save(name, made, folder):
-    """Write what a figure returned into a folder: pictures, tables, texts and bytes."""
+    """Write what a figure returned into a folder: pictures, texts and bytes."""
     for file, content in (made if isinstance(made, dict) else {f"{name}.png": made}).items():
         if isinstance(content, Figure):
             content = picture_bytes(content)
-        elif isinstance(content, Table):
-            content = table_text(content.columns, [map(cell_text, row.values()) for row in content.rows])
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / file, content.encode() if isinstance(content, str) else content)
-        tqdm.write(str(folder / file))
+        utils.write_atomically(folder / file, content.encode() if isinstance(content, str) else content)
+        tell(folder / file)
 
 
 def picture_bytes(drawn):
@@ -222,28 +163,30 @@ def picture_bytes(drawn):
     return content.getvalue()
 
 
-def cell_text(value):
-    return f"{value:.7g}" if isinstance(value, float) else value
+def csv_text(columns, rows):
+    """Return a table as CSV, its numbers with seven digits."""
+    texts = [[f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    return utils.table_text(columns, texts)
 
 
-def read_table(path, columns, is_whole):
-    """Return the rows of a Table as save wrote them, empty where there is none; raises InputError if damaged.
+@cache
+def measured(run, name):
+    """Return the table of one of a run's figures, list of dict of texts, empty where there is none.
 
-    columns: the types by name; is_whole(rows): whether nothing is missing.
+    The figure is drawn anew where the checkpoint is newer, and kept where the run's folder can be written.
     """
-    if not path.is_file():
-        return []
-    with suppress(LookupError, ValueError, TypeError), open(path, newline="") as file:
-        rows = [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
-        finite = all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
-        if finite and is_whole(rows):
-            return rows
-    raise InputError(f"{path} is damaged; delete it, or write it anew with --figures {path.stem}")
+    (draw, fits), folder = FIGURES[name], run.folder / "figures"
+    table, checkpoint = folder / f"{name}.csv", run.folder / "checkpoint.pt"
+    is_new = table.exists() and not (checkpoint.exists() and checkpoint.stat().st_mtime > table.stat().st_mtime)
+    if is_new or not checkpoint.exists() or not fits(run):
+        return utils.read_table(table)
+    made = draw(run)
+    with suppress(PermissionError):
+        save(name, made, folder)
+    return list(csv.DictReader(io.StringIO(made[f"{name}.csv"])))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures of any run
-# ---------------------------------------------------------------------------------------------------------------------
+# Figures of any run --------------------------------------------------------------------------------------------------
 
 
 @figure()
@@ -269,13 +212,6 @@ def confusion_matrix(labels, predicted, classes):
     return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
-def write_cells(axes, values, is_dark, form):
-    """Write values into the cells of a picture of them, in white where it is dark."""
-    for (row, column), value in np.ndenumerate(values):
-        colour = "white" if is_dark[row, column] else "black"
-        axes.text(column, row, form.format(value), ha="center", va="center", fontsize=7, color=colour)
-
-
 @figure()
 def confusion(run):
     """Draw the confusion matrix of the test images, the errors shaded, with the accuracy of each class."""
@@ -285,7 +221,10 @@ def confusion(run):
     drawn = Figure(figsize=(WIDTH, 6.4))
     axes = drawn.subplots()
     shown = axes.imshow(errors, cmap=matplotlib.colormaps["Oranges"].with_extremes(bad="#d6e6f2"), vmin=0)
-    write_cells(axes, counts, (errors > 0.6 * errors.max()).filled(False), "{:d}")
+    is_dark = (errors > 0.6 * errors.max()).filled(False)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if is_dark[row, column] else "black"
+        axes.text(column, row, count, ha="center", va="center", fontsize=7, color=colour)
     positions = range(len(classes))
     axes.set_xticks(positions, classes, rotation=45 if max(map(len, classes)) > 1 else 0, ha="center")
     axes.set_yticks(positions, classes)
@@ -346,9 +285,7 @@ def examples(run, rows=2):
     return drawn
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A linear classifier, which tells how readable the class is inside a network (Zeiler & Fergus, Table 7)
-# ---------------------------------------------------------------------------------------------------------------------
+# A linear classifier, which tells how readable the class is inside a network (Zeiler & Fergus, Table 7) --------------
 
 RIDGE_STRENGTHS = (0.01, 0.1, 1.0)
 RIDGE_IMAGES = 5000  # training images, the first
@@ -392,9 +329,7 @@ def readable(features, labels, test_features, test_labels, classes):
     return right(best, test_features, test_labels)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures of a convolutional network
-# ---------------------------------------------------------------------------------------------------------------------
+# Figures of a convolutional network ----------------------------------------------------------------------------------
 
 
 def convolutions(model):
@@ -413,7 +348,7 @@ def activations_of(model, images):
     return {name: F.relu(outputs[name].float()) for name in convolutions(model)}
 
 
-@figure(CNN)
+@figure(has_convolutions)
 def filters(run):
     """Draw the first convolution's kernels before and after training, and what it changed."""
     start, trained = first_kernels(run.untrained_model()), first_kernels(run.model)
@@ -427,7 +362,7 @@ def filters(run):
         picture, *_ = draw_mosaic(axes, kernels, numbers, columns=4, gap=1, room=2, vmin=-limit, vmax=limit)
         axes.set(title=title)
         drawn.colorbar(picture, ax=axes, label="weight", orientation="horizontal", shrink=0.9, ticks=MaxNLocator(4))
-    drawn.suptitle(f"The kernels of {convolutions(run.model)[0]}, after {len(run.history)} epochs\n{run.title}")
+    drawn.suptitle(f"The kernels of {convolutions(run.model)[0]}, after epoch {len(run.history)}\n{run.title}")
     return drawn
 
 
@@ -457,7 +392,7 @@ def activation_statistics(model, images, batch_size=250):
     return statistics
 
 
-@figure(CNN)
+@figure(has_convolutions)
 def activations(run):
     """Draw the statistics of the activations over the test images, with a table."""
     statistics = activation_statistics(run.model, run.data.test.images)
@@ -479,25 +414,14 @@ def activations(run):
         for axes in row:
             axes.legend(fontsize=7)
     drawn.suptitle(f"Activations after ReLU over {len(run.data.test.images):,} test images\n{run.title}")
-    return {"activations.png": drawn, "activations.csv": activations_table(statistics)}
-
-
-def activations_table(statistics):
-    """Return a row for each feature map and one for each whole layer ('all'); zeros in percent."""
-    columns = {"layer": str, "feature_map": str, "mean": float, "std": float, "std_across_images": float}
-    columns["zeros_percent"] = float
-    rows = []
+    columns, rows = ("layer", "feature_map", "mean", "std", "std_across_images", "zeros_percent"), []
     for layer, values in statistics.items():
         mean, spread = values["mean"], values["std"]
         overall = np.sqrt((spread**2 + mean**2).mean() - mean.mean() ** 2)
         rows.append((layer, "all", mean.mean(), overall, values["image_mean"].std(), values["zeros"].mean()))
         by_map = zip(mean, spread, values["std_across_images"], values["zeros"], strict=True)
-        rows += [(layer, str(number), *numbers) for number, numbers in enumerate(by_map)]
-    return Table(columns, [dict(zip(columns, row, strict=True)) for row in rows])
-
-
-LAYERS = {"network": str, "layer": str, "accuracy": float}
-LAYER_STATES = ("trained", "untrained")
+        rows += [(layer, number, *numbers) for number, numbers in enumerate(by_map)]
+    return {"activations.png": drawn, "activations.csv": csv_text(columns, rows)}
 
 
 @torch.inference_mode()
@@ -513,43 +437,42 @@ def layer_features(model, images, batch_size=500):
     return {name: torch.cat(parts) for name, parts in collected.items()}
 
 
-def measure_layers(run):
-    """Return how readable the class is, in percent of the test images, from each layer, trained and not, a Table."""
-    rows, train, test = [], run.data.train, run.data.test
-    for state, model in zip(LAYER_STATES, (run.model, run.untrained_model()), strict=True):
+def readable_layers(run):
+    """Return how readable the class is from each layer, in percent of the test images, by layer, trained and not."""
+    found, train, test = {}, run.data.train, run.data.test
+    for state, model in {"trained": run.model, "untrained": run.untrained_model()}.items():
         fitted, tested = (layer_features(model, images) for images in (train.images[:RIDGE_IMAGES], test.images))
-        for layer, features in fitted.items():
-            labels = train.labels[: len(features)]
-            accuracy = readable(features, labels, tested[layer], test.labels, len(run.data.classes))
-            rows.append({"network": state, "layer": layer, "accuracy": accuracy})
-    return Table(LAYERS, rows)
+        labels = train.labels[:RIDGE_IMAGES], test.labels
+        found[state] = {
+            layer: readable(features, labels[0], tested[layer], labels[1], len(run.data.classes))
+            for layer, features in fitted.items()
+        }
+    return found
 
 
-@figure(CNN)
+@figure(has_convolutions)
 def layers(run):
     """Draw, as in Table 7, how readable the class is for a linear classifier, layer by layer, trained and untrained."""
-    table = measure_layers(run)
+    found = readable_layers(run)
     drawn = Figure(figsize=(WIDTH, 3.6))
     axes = drawn.subplots()
     axes.axhline(run.history[-1]["test_accuracy"], color=OTHER, linestyle="--", label="the network's own answer")
-    for state, colour, away in zip(LAYER_STATES, (AFTER, BEFORE), (7, -14), strict=True):
-        line = [(row["layer"], row["accuracy"]) for row in table.rows if row["network"] == state]
-        axes.plot(*zip(*line, strict=True), "o-", color=colour, label=f"{state} network")
+    for (state, line), colour, away in zip(found.items(), (AFTER, BEFORE), (7, -14), strict=True):
+        axes.plot(*zip(*line.items(), strict=True), "o-", color=colour, label=f"{state} network")
         look = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
         look["bbox"] = {"color": "white", "pad": 0.5}
-        for name, value in line:
+        for name, value in line.items():
             axes.annotate(f"{value:.1f}", (name, value), (0, away), **look)
     axes.set(xlabel="what the linear classifier is given", ylabel="accuracy in %", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower right")
     about = f"a ridge classifier on {RIDGE_IMAGES:,} training images, over {len(run.data.test.labels):,} test images"
     drawn.suptitle(f"Where the class becomes readable: {about}\n{run.title}")
-    return {"layers.png": drawn, "layers.csv": table}
+    rows = [(state, layer, value) for state, line in found.items() for layer, value in line.items()]
+    return {"layers.png": drawn, "layers.csv": csv_text(("network", "layer", "accuracy"), rows)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The deconvolutional network of Zeiler & Fergus (2013), arXiv:1311.2901, section 2.1
-# ---------------------------------------------------------------------------------------------------------------------
+# The deconvolutional network of Zeiler & Fergus (2013), arXiv:1311.2901, section 2.1 ---------------------------------
 
 
 def layers_up_to(model, layer):
@@ -559,13 +482,11 @@ def layers_up_to(model, layer):
 
 
 def find_switches(model, outputs):
-    """Return where each pooling's maxima stood, by its name, and the size that it pooled.
-
-    outputs: those of the layers by name and, of a network that pools first, the 'images' (N, 1, H, W) themselves.
+    """Return where each pooling's maxima stood, by its name, and the size that it pooled; outputs: by layer.
 
     ReLU comes before pooling here, as in the paper, whatever order training uses.
     """
-    switches, before = {}, "images"
+    switches, before = {}, None
     for name, layer in model.layers.named_children():
         if isinstance(layer, nn.MaxPool2d):
             rectified = F.relu(outputs[before].float())
@@ -605,7 +526,7 @@ def deconvolve(model, images, layer, feature_maps):
     images: (N, H, W), 0 to 255; layer: a convolution or a pooling; feature_maps: int64 (N,), one an image.
     Returns float32 (N, 1, H, W).
     """
-    outputs = {"images": images.unsqueeze(1), **model.outputs(images)}
+    outputs = model.outputs(images)
     alone = strongest_alone(F.relu(outputs[layer].float()), feature_maps)
     return project_back(model, layer, alone, find_switches(model, outputs))
 
@@ -663,10 +584,9 @@ def cut_patches(model, layer, images, rows, columns):
     """
     size, stride, offset = receptive_field(model, layer)
     padded = F.pad(images.float(), (size,) * 4, value=math.nan)
-    corners = ((size + offset + stride * torch.stack([rows, columns], dim=1)).tolist(), padded)
-    return torch.stack(
-        [image[top : top + size, left : left + size] for (top, left), image in zip(*corners, strict=True)]
-    )
+    corners = (size + offset + stride * torch.stack([rows, columns], dim=1)).tolist()
+    cut = [image[y : y + size, x : x + size] for (y, x), image in zip(corners, padded, strict=True)]
+    return torch.stack(cut)
 
 
 def exciting_patches(model, layer, images, exciting, feature_maps):
@@ -703,12 +623,9 @@ def draw_pairs(reconstructions, patches, titles, columns=4):
     """Draw each feature map's reconstructions, on a scale of their own, beside the patches, both (M, 9, size, size)."""
     from torchvision.utils import make_grid
 
-    blocks, gray = [], 0.5 + 0.5 * scaled(reconstructions, quantile=0.995)
-    for pair in zip(gray, patches / 255, strict=True):
-        blocks.append(
-            torch.cat([make_grid(each[:, None], nrow=3, padding=1, pad_value=math.nan)[0] for each in pair], 1)
-        )
-    blocks = torch.stack(blocks)
+    gray, sheet = 0.5 + 0.5 * scaled(reconstructions, quantile=0.995), {"nrow": 3, "padding": 1, "pad_value": math.nan}
+    pairs = zip(gray, patches / 255, strict=True)
+    blocks = torch.stack([torch.cat([make_grid(each[:, None], **sheet)[0] for each in pair], 1) for pair in pairs])
     height, width = blocks.shape[1:]
     room, rows = height // 6, math.ceil(len(blocks) / columns)
     drawn = Figure(figsize=(WIDTH, rows / columns * WIDTH * (height + room + 4) / (width + 4) + 0.9))
@@ -719,15 +636,12 @@ def draw_pairs(reconstructions, patches, titles, columns=4):
 
 
 def maps_inside(run, count):
-    """Return the maps of inside_first by layer, without the first convolution's, whose reconstructions are its kernels.
-
-    Of a network with a single convolution those of that one.
-    """
-    layers, size = list(run.exciting)[1:] or list(run.exciting), run.data.test.images.shape[1]
+    """Return the maps of inside_first by layer, without the first one's, whose reconstructions are its kernels."""
+    layers, size = list(run.exciting)[1:], run.data.test.images.shape[1]
     return {layer: inside_first(run.model, layer, run.exciting[layer], size, count) for layer in layers}
 
 
-@figure(CNN)
+@figure(has_convolutions)
 def deconv(run, count=16):
     """Draw, as in Fig. 2, what excites feature maps most: reconstructions beside patches of the images."""
     images, made = run.data.test.images, {}
@@ -757,7 +671,7 @@ def evolving_patches(models, images, maps):
     return {layer: [torch.stack(parts, 1) for parts in zip(*pairs, strict=True)] for layer, pairs in found.items()}
 
 
-@figure(CNN)
+@figure(has_convolutions)
 def evolution(run, count=16):
     """Draw, as in Fig. 4, the strongest reconstruction of some feature maps as training goes on."""
     images, epochs = run.data.test.images, [epoch for epoch in EVOLUTION_EPOCHS if epoch <= len(run.history)]
@@ -778,9 +692,7 @@ def evolution(run, count=16):
     return drawn
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Invariance, occlusion and silenced maps, after Zeiler & Fergus (2013), and Gabor functions
-# ---------------------------------------------------------------------------------------------------------------------
+# Invariance, occlusion and silenced maps, after Zeiler & Fergus (2013), and Gabor functions --------------------------
 
 # The amounts of Fig. 5: pixels downwards, times as large, degrees counterclockwise.
 TRANSFORMATIONS = {
@@ -834,7 +746,7 @@ def sensitivity(model, images, labels, kind):
     return torch.stack(rows, dim=1)
 
 
-@figure(CNN)
+@figure(has_convolutions)
 def invariance(run, count=500):
     """Draw, as in Fig. 5, what shifting, scaling and turning images does to features and accuracy."""
     images, labels = (tensor[:count] for tensor in run.data.test)
@@ -884,22 +796,13 @@ def occluded(image, size):
     return torch.where(hidden.view(-1, height, width), 127.5, image.float())
 
 
-class Occlusion(NamedTuple):
-    """What a square centred on each pixel does, each (H, W).
-
-    probability: float32, of the true class; predicted: int64, the most probable class; activity: float32, the sum of
-    feature_map, the one of the last convolution with the highest peak without the square.
-    """
-
-    probability: torch.Tensor
-    predicted: torch.Tensor
-    activity: torch.Tensor
-    feature_map: int
-
-
 @torch.inference_mode()
 def occlude(model, image, label, size):
-    """Slide a gray square over an image (1, H, W) and return the Occlusion (section 4.2)."""
+    """Slide a gray square over an image (1, H, W), its centre on each pixel in turn (section 4.2).
+
+    Returns the probability of the true class, the most probable class, int64, the sum of a feature map, each (H, W), and
+    that map's number: the one of the last convolution with the highest peak without the square.
+    """
     layer = convolutions(model)[-1]
     feature_map = model.outputs(image)[layer].amax((0, 2, 3)).argmax()
     probabilities, activity = [], []
@@ -910,10 +813,10 @@ def occlude(model, image, label, size):
         activity.append(F.relu(outputs[layer][:, feature_map].float()).sum((1, 2)))
     probabilities, shape = torch.cat(probabilities), image.shape[1:]
     found = probabilities[:, label], probabilities.argmax(1), torch.cat(activity)
-    return Occlusion(*(values.view(shape) for values in found), int(feature_map))
+    return *(values.view(shape) for values in found), int(feature_map)
 
 
-@figure(CNN)
+@figure(has_convolutions)
 def occlusion(run, size=8, count=5):
     """Draw, as in Fig. 7, what hiding each part of an image from the network does."""
     chosen, layer = first_right_of_each_class(run)[:count].tolist(), convolutions(run.model)[-1]
@@ -921,21 +824,21 @@ def occlusion(run, size=8, count=5):
     drawn = Figure(figsize=(WIDTH, 1.34 * len(chosen) + 0.9))
     for row, number in zip(drawn.subplots(len(chosen), 5, squeeze=False), chosen, strict=True):
         image, label = run.data.test.images[number][None], int(run.data.test.labels[number])
-        found = occlude(run.model, image, label, size)
-        reconstruction = deconvolve(run.model, image, layer, torch.tensor([found.feature_map]))[0, 0]
+        probability, predicted, activity, feature_map = occlude(run.model, image, label, size)
+        reconstruction = deconvolve(run.model, image, layer, torch.tensor([feature_map]))[0, 0]
         limit = reconstruction.abs().max().item() or 1
         row[0].imshow(occluded(image, size)[image.numel() // 2 + image.shape[2] // 2], cmap="gray", vmin=0, vmax=255)
         row[1].imshow(reconstruction, cmap="gray", vmin=-limit, vmax=limit)
-        maps = [row[2].imshow(found.activity, cmap="viridis")]
-        maps.append(row[3].imshow(found.probability, cmap="viridis", vmin=0, vmax=1))
-        row[4].imshow(found.predicted, cmap=colours, vmin=-0.5, vmax=9.5)
+        maps = [row[2].imshow(activity, cmap="viridis")]
+        maps.append(row[3].imshow(probability, cmap="viridis", vmin=0, vmax=1))
+        row[4].imshow(predicted, cmap=colours, vmin=-0.5, vmax=9.5)
         for axes, picture in zip(row[2:4], maps, strict=True):
             drawn.colorbar(picture, ax=axes, fraction=0.046).ax.tick_params(labelsize=6)
-        named = found.predicted.unique().tolist()
+        named = predicted.unique().tolist()
         handles = [matplotlib.patches.Patch(color=colours(name), label=classes[name]) for name in named]
         row[4].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6, handlelength=1)
         row[0].set_ylabel(classes[label])
-        row[1].set_xlabel(f"{layer}, map {found.feature_map}", fontsize=7, labelpad=1)
+        row[1].set_xlabel(f"{layer}, map {feature_map}", fontsize=7, labelpad=1)
         heads = "image, with the square", "reconstruction", "the map's activity", "p(true class)", "most probable class"
         for axes, head in zip(row, heads, strict=True):
             axes.set(xticks=[], yticks=[])
@@ -962,63 +865,25 @@ def predict_without_maps(model, images, layer, batch_size=500):
     return torch.cat(collected, dim=1)
 
 
-def class_accuracies(predicted, labels, classes):
-    """Return the accuracy of each class and, last, of all images in percent, float64 (..., classes + 1).
-
-    predicted: int64 (..., N); labels: int64 (N,).
-    """
-    right = (predicted == labels).double()
-    groups = [labels == label for label in range(classes)] + [labels >= 0]
-    return 100 * torch.stack([right[..., group].mean(-1) for group in groups], dim=-1)
-
-
-@figure(CNN)
-def contribution(run, strongest=10, count=2000):
-    """Draw the accuracy lost when a feature map is silenced, ranked, and by class for the strongest maps."""
-    (images, labels), names = (tensor[:count] for tensor in run.data.test), run.data.classes
-    intact = class_accuracies(run.probabilities[:count].argmax(1), labels, len(names))
-    lost = {}
-    for layer in convolutions(run.model):
-        predicted = predict_without_maps(run.model, images, layer)
-        lost[layer] = intact - class_accuracies(predicted, labels, len(names))
-    drawn = Figure(figsize=(WIDTH, 4 + 1.7 * len(lost)))
-    top, bottom = drawn.subfigures(2, 1, height_ratios=(len(lost), 1.7))
-    panels = top.subplots(len(lost), squeeze=False, sharey=True)[:, 0]
-    for axes, (layer, losses) in zip(panels, lost.items(), strict=True):
-        axes.bar(range(len(losses)), losses[:, -1].sort(descending=True).values, color="0.6")
+@figure(has_convolutions)
+def contribution(run, count=2000):
+    """Draw the accuracy lost when one feature map is silenced, ranked."""
+    (images, labels), layers = (tensor[:count] for tensor in run.data.test), convolutions(run.model)
+    right = (run.probabilities[:count].argmax(1) == labels).double().mean()
+    drawn = Figure(figsize=(WIDTH, 2 * len(layers) + 0.6))
+    for axes, layer in zip(drawn.subplots(len(layers), sharey=True), layers, strict=True):
+        left = (predict_without_maps(run.model, images, layer) == labels).double().mean(1)
+        axes.bar(range(len(left)), 100 * (right - left).sort(descending=True).values, color="0.6")
         axes.set(title=f"one feature map of {layer}", xlabel="feature maps, ranked", ylabel="points lost")
         axes.margins(x=0.01)
-    draw_class_losses(bottom.subplots(), lost, names, strongest)
     about = f"accuracy lost when one is silenced, over the first {len(images):,} test images"
     drawn.suptitle(f"What feature maps are worth: {about}\n{run.title}")
     return drawn
 
 
-def draw_class_losses(axes, lost, classes, strongest):
-    """Draw what silencing costs each class, for the feature maps that cost most: a row each, strongest on top."""
-    every = [(float(row[-1]), f"{layer}, map {n}", row) for layer, rows in lost.items() for n, row in enumerate(rows)]
-    chosen = sorted(every, key=lambda entry: entry[0], reverse=True)[:strongest]
-    values = np.stack([row.numpy() for _, _, row in chosen])
-    limit = np.abs(values).max()
-    shown = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    write_cells(axes, values, abs(values) > 0.6 * limit, "{:.1f}")
-    axes.axvline(len(classes) - 0.5, color="black", linewidth=1)
-    axes.set_xticks(range(len(classes) + 1), [*classes, "all"], fontsize=7)
-    axes.set_yticks(range(len(chosen)), [name for _, name, _ in chosen])
-    axes.set(title=f"the {len(chosen)} strongest feature maps by class", xlabel="true class", ylabel="silenced")
-    axes.figure.colorbar(shown, ax=axes, label="accuracy lost in points")
-
-
 GABOR_STARTS = 24  # for each kernel; the best fit counts
 KERNELS = ("trained", "shuffled", "untrained")
-GABOR = {
-    "kernels": str,
-    "feature_map": int,
-    "r2": float,
-    "orientation_degrees": float,
-    "cycles_per_pixel": float,
-    "cosine_to_start": float,
-}
+GABOR = ("kernels", "feature_map", "r2", "orientation_degrees", "cycles_per_pixel", "cosine_to_start")
 
 
 class GaborFit(NamedTuple):
@@ -1104,25 +969,10 @@ def gabor_fits(trained, untrained, seed=0):
     return dict(zip(KERNELS, zip(kernels, fits, strict=True), strict=True))
 
 
-def fit_run(run):
-    """Return the gabor_fits of the run's first convolution."""
-    return gabor_fits(first_kernels(run.model), first_kernels(run.untrained_model()), run.config.seed)
-
-
-def gabor_table(fits):
-    """Return gabor_fits as a Table."""
-    start, rows = fits["untrained"][0].flatten(1), []
-    for name, (kernels, fit) in fits.items():
-        cosines = F.cosine_similarity(kernels.flatten(1), start)
-        for number, values in enumerate(zip(*fit[1:], cosines, strict=True)):
-            rows.append(dict(zip(GABOR, (name, number, *map(float, values)), strict=True)))
-    return Table(GABOR, rows)
-
-
-@figure(CNN)
+@figure(has_convolutions)
 def gabor(run, best=8):
     """Draw the kernels that Gabor functions fit best, the fits and the residuals, and R² of all."""
-    fits = fit_run(run)
+    fits = gabor_fits(first_kernels(run.model), first_kernels(run.untrained_model()), run.config.seed)
     kernels, fit = fits["trained"]
     chosen, limit = fit.r2.topk(min(best, len(kernels))).indices, kernels.abs().max().item()
     strips = torch.stack([kernels[chosen], fit.fitted[chosen], (kernels - fit.fitted)[chosen]]).flatten(0, 1)
@@ -1143,15 +993,14 @@ def gabor(run, best=8):
     drawn.suptitle(
         f"Gabor functions fitted to the {len(kernels)} kernels of {layer}: the best fits, and all\n{run.title}"
     )
-    return {"gabor.png": drawn, "gabor.csv": gabor_table(fits)}
+    start, rows = fits["untrained"][0].flatten(1), []
+    for name, (each, fit) in fits.items():
+        cosines = F.cosine_similarity(each.flatten(1), start)
+        rows += [(name, n, *map(float, row)) for n, row in enumerate(zip(*fit[1:], cosines, strict=True))]
+    return {"gabor.png": drawn, "gabor.csv": csv_text(GABOR, rows)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Inside the recurrent networks
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-GRADIENTS = {"epoch": int, "state": str, "step": int, "norm": float}
+# Inside the recurrent networks ---------------------------------------------------------------------------------------
 
 
 def states_by_row(model, images):
@@ -1176,44 +1025,31 @@ def gradient_norms(model, images, labels):
     return dict(zip(("hidden", "cell"), norms.T, strict=False))
 
 
-def measure_gradients(run, images=1000):
-    """Return the gradient_norms of the first test images after every epoch of which the weights were kept, a Table."""
+def gradients_by_epoch(run, images=1000):
+    """Return rows (epoch, state, step, norm): the gradient_norms of the first test images.
+
+    Of the untrained network, epoch 0, and after every epoch of which the weights were kept.
+    """
     rows, last = [], len(run.history)
-    kept = [epoch for epoch in range(1, last) if (run.folder / "snapshots" / f"epoch_{epoch:02d}.pt").is_file()]
+    kept = [epoch for epoch in range(1, last) if (run.folder / "snapshots" / f"epoch_{epoch:02d}.pt").exists()]
     models = {0: run.untrained_model(), **{epoch: run.snapshot(epoch) for epoch in kept}, last: run.model}
     for epoch, model in models.items():
         norms = gradient_norms(model, *(tensor[:images] for tensor in run.data.test))
         for state, values in norms.items():
             rows += [(epoch, state, step, value) for step, value in enumerate(values.tolist(), start=1)]
-    return Table(GRADIENTS, [dict(zip(GRADIENTS, row, strict=True)) for row in rows])
+    return rows
 
 
-def is_whole_gradients(rows):
-    """Whether rows of GRADIENTS hold the same steps, from 1 on, of each epoch and state, and the output's gradient."""
-    lines = [list(line) for _, line in itertools.groupby(rows, key=lambda row: (row["epoch"], row["state"]))]
-    steps = [[row["step"] for row in line] for line in lines]
-    outputs = [line[-1]["norm"] for line in lines if line[0]["state"] == "hidden"]
-    return bool(lines) and all(each == list(range(1, len(steps[0]) + 1)) for each in steps) and min(outputs) > 0
+def gradient_lines(rows):
+    """Return the norms over the steps, float64 (steps,), by epoch and state; 'stronger': at each step the larger one.
 
-
-def gradient_line(rows, epoch, state=None):
-    """Return the norms over the steps, float64 (steps,), of a state after an epoch (-1: the last one measured).
-
-    state: 'hidden' or 'cell'; None: at each step the stronger one.
+    rows: (epoch, state, step, norm), the steps in rising order.
     """
-    epoch = max(row["epoch"] for row in rows) if epoch == -1 else epoch
-    chosen = [row for row in rows if row["epoch"] == epoch and state in (None, row["state"])]
-    norms = np.zeros(max((row["step"] for row in chosen), default=0))
-    for row in chosen:
-        norms[row["step"] - 1] = max(norms[row["step"] - 1], row["norm"])
-    return norms
-
-
-def reach_by_epoch(rows):
-    """Return the epochs, and the share of the last step's gradient that reaches the first, of the stronger state."""
-    epochs = sorted({row["epoch"] for row in rows})
-    lines = [gradient_line(rows, epoch) for epoch in epochs]
-    return epochs, [norms[0] / norms[-1] for norms in lines]
+    lines = {}
+    for epoch, state, _, norm in rows:
+        lines.setdefault(int(epoch), {}).setdefault(state, []).append(float(norm))
+    by_epoch = {epoch: {state: np.array(norms) for state, norms in states.items()} for epoch, states in lines.items()}
+    return {epoch: states | {"stronger": np.max([*states.values()], 0)} for epoch, states in by_epoch.items()}
 
 
 GRADIENT_FLOOR = 1e-16  # the bottom of the axis, where gradients that are zero are drawn
@@ -1231,29 +1067,37 @@ def draw_gradient_line(axes, norms, **style):
     axes.grid(alpha=0.3)
 
 
-@figure(RNN)
+@figure(is_recurrent)
 def gradients(run):
     """Draw how far back the loss reaches into the top layer's state, and by epoch."""
-    table = measure_gradients(run)
-    states = list(dict.fromkeys(row["state"] for row in table.rows))
+    rows = gradients_by_epoch(run)
+    lines = gradient_lines(rows)
+    states = [state for state in lines[0] if state != "stronger"]
     drawn = Figure(figsize=(WIDTH, 3.4))
     *panels, last = drawn.subplots(1, len(states) + 1)
     for axes, state in zip(panels, states, strict=True):
-        lines = ((0, "untrained", BEFORE), (-1, f"after {len(run.history)} epochs", AFTER))
-        for epoch, label, colour in lines:
-            norms = gradient_line(table.rows, epoch, state)
+        for epoch, label, colour in (
+            (0, "untrained", BEFORE),
+            (len(run.history), f"after epoch {len(run.history)}", AFTER),
+        ):
+            norms = lines[epoch][state]
             if state == "cell":
                 norms = norms[:-1]  # the last cell state is read by nothing
             draw_gradient_line(axes, norms, color=colour, label=label)
         axes.set(title=f"{state} state", ylabel="norm of the loss gradient")
         axes.legend()
-    epochs, shares = reach_by_epoch(table.rows)
-    last.semilogy(epochs, np.maximum(shares, GRADIENT_FLOOR), marker=".", color=AFTER)
+    shares = [reach(line) for line in lines.values()]
+    last.semilogy([*lines], np.maximum(shares, GRADIENT_FLOOR), marker=".", color=AFTER)
     last.set(title="share that reaches the first row", xlabel="epoch", ylabel="first step's norm / last step's")
     last.xaxis.set_major_locator(MaxNLocator(integer=True))
     last.grid(alpha=0.3)
     drawn.suptitle(f"How far back the loss reaches (triangles: nothing is left)\n{run.title}")
-    return {"gradients.png": drawn, "gradients.csv": table}
+    return {"gradients.png": drawn, "gradients.csv": csv_text(("epoch", "state", "step", "norm"), rows)}
+
+
+def reach(line):
+    """Return the share of the last step's gradient that reaches the first, of the stronger state."""
+    return line["stronger"][0] / line["stronger"][-1]
 
 
 @torch.inference_mode()
@@ -1280,7 +1124,7 @@ def readable_by_row(model, train, test, classes):
     return [readable(fitted, train.labels, tested, test.labels, classes) for fitted, tested in pairs]
 
 
-@figure(RNN)
+@figure(is_recurrent)
 def reading(run, count=5):
     """Draw what the network answers as it reads, row after row, and what its state knows."""
     images, labels = run.data.test
@@ -1315,110 +1159,84 @@ def reading(run, count=5):
     return drawn
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Several runs compared, by setting
-# ---------------------------------------------------------------------------------------------------------------------
+# Several runs compared, by setting -----------------------------------------------------------------------------------
+
+HAS_OWN_PICTURE = ("rows_before", "rows_after", "keep_bias", "pixels", "without")  # settings, apart from all pictures
 
 
 class Group(list):
-    """The SavedRuns of one setting, a run for each seed."""
+    """The SavedRuns of one setting, a run for each seed, and the epoch after which they are compared.
 
-    @cached_property
-    def config(self):
-        """The setting, without its seed."""
-        return self[0].config.setting()
+    accuracies: after it, of test images in percent; reported: the reference report's, None where none is comparable.
+    """
 
-    @cached_property
-    def epochs(self):
-        """The epoch after which the runs are compared: the report's last or, before that, the last that all have."""
-        finished = [len(run.history) for run in self if run.history and not run.record.diverged]
-        return min([REPORT_EPOCHS, *finished])
-
-    @property
-    def shortfall(self):
-        """Words such as 'only 3 epochs' where that is before the report's last, else none."""
-        return "" if self.epochs == REPORT_EPOCHS else f"only {self.epochs} epoch{'s' * (self.epochs > 1)}"
-
-    @cached_property
-    def summary(self):
-        """The Summary of the runs after that epoch."""
-        return summarise(self, self.epochs, REPORT)
-
-    @cached_property
-    def finished(self):
-        """The runs that have that epoch; those that diverged before it have not."""
-        return [run for run in self if len(run.history) >= self.epochs]
-
-    @property
-    def accuracies(self):
-        """The test accuracies in percent of the finished runs after that epoch."""
-        return self.summary.accuracies
+    def __init__(self, runs, epoch):
+        super().__init__(runs)
+        self.config, self.epoch, known = self[0].config.group, epoch, utils.find_reported(self[0], epoch, REPORT)
+        self.accuracies, self.reported = (
+            [run.test_accuracy(epoch) for run in self],
+            None if known.remark else known.accuracy,
+        )
 
 
 def group_runs(runs):
-    """Return the Groups of runs in the rising order of their settings.
+    """Return the Groups of runs in the rising order of their settings; those that are left out are named.
 
-    Runs of fewer epochs than the reference report's are groups of their own. One that diverged belongs to those of its
-    setting that have all epochs, where there are any.
+    All are compared after the reference report's epoch or, before it, the last that one of them has.
     """
 
-    def in_order(run):  # settings_of has the seed last
-        values = [getattr(run.config, one.name) for one in settings_of(type(run.config))]
-        return run.script, [(value is not None, value) for value in values]
+    def in_order(run):  # the seed comes last
+        values = [value for _, value in run.config.settings()]
+        return run.config.script, [(value is not None, value) for value in values]
 
-    def setting(run):
-        return run.script, run.config.setting(), run.source
-
-    unique = {(run.config, run.source): run for run in sorted(runs, key=in_order)}.values()
-    whole = {setting(run) for run in unique if len(run.history) >= REPORT_EPOCHS}
-    ended, unfinished = [], []
-    for run in unique:
-        belongs = len(run.history) >= REPORT_EPOCHS or (run.record.diverged and setting(run) in whole)
-        (ended if belongs else unfinished).append(run)
-    return [Group(found) for found in group_by_setting(ended) + group_by_setting(unfinished)]
-
-
-def tell_apart(said):
-    """Return what tells each from the others, and what all share, in words; said: a dict of words for each."""
-    first = said[0] if said else {}
-    common = {name: text for name, text in first.items() if all(words.get(name) == text for words in said)}
-    own = [", ".join(text for name, text in words.items() if text and name not in common) for words in said]
-    return own, ", ".join(filter(None, common.values()))
+    experiments, epoch = {}, min(REPORT_EPOCHS, max(len(run.history) for run in runs))
+    for run in sorted(runs, key=lambda run: -len(run.history)):
+        counted = experiments.setdefault((run.config, run.source), run)
+        if counted is not run:
+            tell(f"{run.folder} is left out: {counted.folder} is the same experiment, and of no fewer epochs")
+    short = [run for run in experiments.values() if len(run.history) < epoch]
+    if short:
+        tell(f"compared after epoch {epoch}; left out, of fewer epochs: {', '.join(str(run.folder) for run in short)}")
+    compared = sorted((run for run in experiments.values() if run not in short), key=in_order)
+    return [Group(found, epoch) for found in utils.grouped(compared)]
 
 
 def labels_of(groups):
-    """Return what tells each group from the others in words, and the words that all have in common."""
-    said = [{**group.config.said(), "source": group[0].source.strip(", ")} for group in groups]
-    for words, group in zip(said, groups, strict=True):
-        diverged = group.summary.diverged
-        words["epochs"] = group.shortfall
-        words["diverged"] = f"{len(diverged)} of {len(group)} diverged" if diverged else ""
-    return tell_apart(said)
+    """Return in words what tells each group from the others, usual values too, and what all have in common."""
+    said, every = [group.config.words() for group in groups], []
+    for group in groups:
+        words = {one.name: one.in_words(value) for one, value in group.config.settings() if one.name != "seed"}
+        every.append({"network": group.config.network, **words})
+    names = dict.fromkeys(name for words in said for name in words)
+    differing = [name for name in names if len({words.get(name) for words in every}) > 1]
+    own = [", ".join(words[name] for name in differing if words.get(name)) for words in every]
+    common = [words for name, words in said[0].items() if name not in (*differing, "seed")]
+    return own, ", ".join(common) + groups[0][0].source
 
 
 def families_of(groups, name):
     """Return lists of at least two groups that differ in the setting called name alone, in its rising order."""
     families = {}
     for group in groups:
-        settings = asdict(group.config) | {"script": group[0].script, "epochs": group.epochs}
-        if name in settings:
-            del settings[name]
-            families.setdefault(tuple(settings.items()), []).append(group)
+        rest = [(one.name, value) for one, value in group.config.settings() if one.name != name]
+        if len(rest) < len(group.config.settings()):
+            families.setdefault((group.config.script, *rest), []).append(group)
     return [family for family in families.values() if len(family) > 1]
 
 
-OWN_PICTURE = ("rows_before", "rows_after", "keep_bias", "pixels", "without")  # settings that have a comparison of their own
-
-
 def usual(groups):
-    """Return the groups in which the settings of OWN_PICTURE have their defaults."""
-    is_default = lambda config, name: getattr(config, name, None) == getattr(type(config), name, None)  # noqa: E731
-    return [group for group in groups if all(is_default(group.config, name) for name in OWN_PICTURE)]
+    """Return the groups in which the settings of HAS_OWN_PICTURE have their defaults, or all where none has."""
+
+    def is_usual(group):
+        return all(value == one.default for one, value in group.config.settings() if one.name in HAS_OWN_PICTURE)
+
+    return [group for group in groups if is_usual(group)] or groups
 
 
 def colour_of(group):
-    """Return the colour of a group's network."""
-    return NETWORK_COLOURS.get(group.config.network.partition(" ")[0], OTHER)
+    """Return the colour of a group's network; one without a colour of its own gets one."""
+    spare = ("#56B4E9", "#D55E00", "#F0E442", "#000000")[len(NETWORK_COLOURS) % 4]
+    return NETWORK_COLOURS.setdefault(group.config.network.partition(" ")[0], spare)
 
 
 def colours_of(groups):
@@ -1435,23 +1253,17 @@ def set_log(axes):
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
-class Scale(NamedTuple):
-    """How accuracies in percent are drawn: as they are or, where all crowd at the top, as errors on a log axis."""
+def scale_of(axes, means, label):
+    """Label an axes, and return what turns accuracies in percent into what is drawn on it.
 
-    is_error: bool
-
-    @classmethod
-    def fitting(cls, means):
-        return cls(min(means, default=0) > 90)
-
-    def values(self, accuracies):
-        return abs(100 * self.is_error - np.asarray(accuracies))
-
-    def label(self, axes, text):
-        """Label an axes with text, in which the word accuracy stands for what is drawn."""
-        axes.set_ylabel(text.replace("accuracy", "error in %" if self.is_error else "accuracy in %"))
-        if self.is_error:
-            set_log(axes)
+    As they are or, where all means crowd at the top, as errors on a log axis; label: with the word accuracy.
+    """
+    if min(means) <= 90:
+        axes.set_ylabel(label.replace("accuracy", "accuracy in %"))
+        return np.asarray
+    axes.set_ylabel(label.replace("accuracy", "error in %"))
+    set_log(axes)
+    return lambda accuracies: 100 - np.asarray(accuracies)
 
 
 def draw_epochs(axes, groups, column="test_accuracy"):
@@ -1459,19 +1271,17 @@ def draw_epochs(axes, groups, column="test_accuracy"):
 
     Crosses: what the reference report gives.
     """
-    groups = [group for group in groups if group.finished]
-    lines = [[[row[column] for row in run.history[: group.epochs]] for run in group.finished] for group in groups]
-    scale = Scale.fitting(np.mean(values, 0)[-1] if "accuracy" in column else 0 for values in lines)
-    looks = zip(groups, labels_of(groups)[0], colours_of(groups), map(scale.values, lines), strict=True)
+    lines = [[[row[column] for row in run.history[: group.epoch]] for run in group] for group in groups]
+    means = [np.mean(values, 0)[-1] if "accuracy" in column else 0 for values in lines]
+    drawn_as = scale_of(axes, means, column.replace("_", " "))
+    looks = zip(groups, labels_of(groups)[0], colours_of(groups), map(drawn_as, lines), strict=True)
     for group, label, colour, values in looks:
-        epochs = range(1, group.epochs + 1)
+        epochs = range(1, group.epoch + 1)
         axes.plot(epochs, values.mean(0), color=colour, marker=".", markersize=4, label=label)
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        reported = group.summary.reported.comparable
-        if column == "test_accuracy" and reported:
-            axes.plot(REPORT_EPOCHS, scale.values(reported), "x", color=colour, markersize=7, markeredgewidth=2)
+        if column == "test_accuracy" and group.reported:
+            axes.plot(REPORT_EPOCHS, drawn_as(group.reported), "x", color=colour, markersize=7, markeredgewidth=2)
     axes.set_xlabel("epoch")
-    scale.label(axes, column.replace("_", " "))
     if "loss" in column:
         set_log(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -1488,7 +1298,7 @@ def draw_families(families, columns, draw, about):
     panels = drawn.subplots(rows, columns, squeeze=False).flat
     for family, axes in zip(families, panels, strict=False):
         draw(axes, family)
-        axes.set_title(labels_of(family)[1])
+        axes.set_title(textwrap.fill(labels_of(family)[1], 120 // columns))
     for axes in panels:  # what is left of the last row
         axes.set_axis_off()
     drawn.suptitle(about)
@@ -1514,7 +1324,7 @@ def compare_curves(groups, most=6):
         axes.set_ylim(low * (low / high) ** 0.2 if axes.get_yscale() == "log" else low - (high - low) / 5, high)
         axes.legend(fontsize=7, loc="lower left", ncols=2)
 
-    names = dict.fromkeys(name for group in groups for name in asdict(group.config) if name != "seed")
+    names = dict.fromkeys(name for group in groups for name in vars(group.config))
     families = [family for name in names for family in families_of(usual(groups), name)]
     legible = [family[start : start + most] for family in families for start in range(0, len(family), most)]
     return draw_families(legible, 2, draw, f"Each panel varies one setting: {about}")
@@ -1522,59 +1332,48 @@ def compare_curves(groups, most=6):
 
 def draw_seeds(axes, groups, name):
     """Draw the accuracy of every seed for each group, which differ in the setting called name."""
-    scale = Scale.fitting(np.mean(group.accuracies or [0]) for group in groups)
+    drawn_as = scale_of(axes, [np.mean(group.accuracies) for group in groups], "test accuracy")
     for place, group in enumerate(groups):
-        values, reported = scale.values(group.accuracies), group.summary.reported.comparable
-        colour = colour_of(group)
-        axes.plot(place + np.linspace(-0.15, 0.15, len(values)), values, ".", color=colour)
-        if len(values):
-            axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
-        if reported:
-            axes.plot(place, scale.values(reported), "kx")
+        values, colour = drawn_as(group.accuracies), colour_of(group)
+        spread = 0.15 * (len(values) > 1)
+        axes.plot(place + np.linspace(-spread, spread, len(values)), values, ".", color=colour)
+        axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
+        if group.reported:
+            axes.plot(place, drawn_as(group.reported), "kx")
     axes.set_xticks(range(len(groups)), [number_text(getattr(group.config, name)) for group in groups])
-    axes.set_xlabel(name.replace("_", " ").replace("lr", "learning rate"))
-    scale.label(axes, "test accuracy")
+    axes.set_xlabel(picture_of(name).replace("_", " "))
     axes.margins(x=0.2)
     axes.grid(axis="y", alpha=0.3, which="both")
 
 
-def draw_against(name, groups):
-    """Draw the accuracy of every seed against the setting called name, a panel for each choice of the others."""
-    about = "A dot a seed, a line their mean, a cross the reference report's figure"
-    return draw_families(families_of(groups, name), 3, partial(draw_seeds, name=name), about)
+def picture_of(name):
+    """Return the name of the picture of a setting."""
+    return {"lr": "learning_rate"}.get(name, name)
 
 
-@comparison("hidden_size")
-def against_hidden_size(groups):
-    """Draw the accuracy of every seed against the hidden size."""
-    return draw_against("hidden_size", groups)
+for name in {one.name: None for config_class in CONFIGS.values() for one in config_class.known_settings()}:
+    if name not in ("rows_before", "rows_after", "keep_bias", "without", "seed"):
 
-
-@comparison("learning_rate")
-def against_learning_rate(groups):
-    """Draw the accuracy of every seed against the learning rate."""
-    return draw_against("lr", groups)
-
-
-@comparison("optimizer")
-def against_optimizer(groups):
-    """Draw the accuracy of every seed against the optimizer."""
-    return draw_against("optimizer", groups)
+        @comparison(picture_of(name))
+        def compare_setting(groups, name=name):
+            """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
+            about = "A dot a seed, a line their mean, a cross the reference report's figure"
+            return draw_families(families_of(groups, name), 3, partial(draw_seeds, name=name), about)
 
 
 def draw_lost(axes, family):
     """Draw the accuracy that each layer is worth: what the same seed loses without it, ranked, a dot a seed."""
     whole = next(group for group in family if group.config.without == "nothing")
-    before, lost = {run.config.seed: run.test_accuracy(whole.epochs) for run in whole.finished}, {}
+    before, lost = {run.config.seed: run.test_accuracy(whole.epoch) for run in whole}, {}
     for group in (group for group in family if group is not whole):
-        pairs = [run for run in group.finished if run.config.seed in before]
-        name = f"{group.config.without}\n{group[0].record.conditions.parameters:,} weights left"
-        if len(pairs) < len(group):
-            name += f"\n{len(group) - len(pairs)} of {len(group)} seeds have no pair"
-        lost[name] = [before[run.config.seed] - run.test_accuracy(group.epochs) for run in pairs]
+        name = f"{group.config.without}\n{group[0].conditions.parameters:,} weights left"
+        pairs = [run for run in group if run.config.seed in before]
+        lost[name] = [before[run.config.seed] - run.test_accuracy(group.epoch) for run in pairs]
     ranked = sorted(((np.mean(points), name) for name, points in lost.items() if points), reverse=True)
     for place, (mean, name) in enumerate(ranked):
-        axes.plot(lost[name], place + np.linspace(-0.12, 0.12, len(lost[name])), "o", color=AFTER, markersize=4)
+        spread = 0.12 * (len(lost[name]) > 1)
+        places = place + np.linspace(-spread, spread, len(lost[name]))
+        axes.plot(lost[name], places, "o", color=AFTER, markersize=4)
         axes.vlines(mean, place - 0.3, place + 0.3, color=OTHER)
         axes.annotate(f"{mean:.1f}", (mean, place - 0.32), ha="center", va="bottom", color=OTHER, fontsize=8)
     axes.set_yticks(range(len(ranked)), [name for _, name in ranked])
@@ -1591,178 +1390,85 @@ def compare_without(groups):
     return draw_families(families, 2, draw_lost, "What the network loses when it is trained without a layer")
 
 
-def gradient_at_digit(run):
-    """Return the norm of the loss gradient that reaches the digit's last row before training, of the stronger state.
-
-    None where it was not measured.
-    """
-    norms = gradient_line(read_measured(run, "gradients"), 0)
-    return norms[-1 - run.config.rows_after] if len(norms) > run.config.rows_after else None
-
-
-def draw_memory(left, right, family, controls, look, label, shift):
-    """Draw what one kind of network remembers, every seed: against the blank rows, and against gradient_at_digit.
-
-    controls: the Groups that read the blank rows before the digit, hollow; shift: in rows, so that kinds that remember
-    alike stand beside each other.
-    """
-    held = [group for group in family if group.finished]
-    means = [(group.config.rows_after + shift, np.mean(group.accuracies)) for group in held]
-    left.plot(*zip(*means, strict=True), **look, label=label)
-    dots = look | {"linestyle": "none"}
-    marks = [mark for group in held for mark in zip(group.finished, group.accuracies, strict=True)]
-    for run, accuracy in marks:
-        gradient = gradient_at_digit(run)
-        left.plot(run.config.rows_after + shift, accuracy, **dots, alpha=0.5)
-        if gradient is not None:
-            right.plot(max(gradient, GRADIENT_FLOOR), accuracy, **dots, alpha=0.7)
-    for group in controls:
-        spots = [group.config.rows_before + shift] * len(group.accuracies)
-        left.plot(spots, group.accuracies, **dots, markerfacecolor="none")
-
-
 @comparison("memory")
 def compare_memory(groups):
     """Draw accuracy against the blank rows read after the digit, and against the gradient that reaches it at first."""
     families = [family for family in families_of(groups, "rows_after") if not family[0].config.rows_before]
-    families = [family for family in families if any(group.finished for group in family)]
     if not families:
         return None
-    kinds = [replace(family[0].config, rows_after=0) for family in families]
-    names, common = tell_apart([kind.said() for kind in kinds])
+    starts = [family[0] for family in families]  # the groups of the fewest blank rows
+    names, common = labels_of(starts)
     drawn = Figure(figsize=(WIDTH, 4.4))
     left, right = drawn.subplots(1, 2, sharey=True)
-    networks = [kind.network for kind in kinds]
-    controls = {(first.config, first.epochs): others for first, *others in families_of(groups, "rows_before")}
-    for number, (kind, name, family) in enumerate(zip(kinds, names, families, strict=True)):
-        marker, line = (("o", "-"), ("^", "--"), ("s", ":"))[networks[:number].count(kind.network) % 3]
-        look = {"color": NETWORK_COLOURS[kind.network], "marker": marker, "markersize": 5, "linestyle": line}
-        shift, control = number - (len(kinds) - 1) / 2, controls.get((kind, family[0].epochs), [])
-        draw_memory(left, right, family, control, look, name or kind.network, shift)
+    networks = [start.config.network for start in starts]
+    before = {first.config: others for first, *others in families_of(groups, "rows_before")}
+    for number, (name, family) in enumerate(zip(names, families, strict=True)):
+        marker, line = (("o", "-"), ("^", "--"), ("s", ":"))[networks[:number].count(networks[number]) % 3]
+        dots = {"color": colour_of(family[0]), "marker": marker, "markersize": 5, "linestyle": "none"}
+        shift = number - (len(families) - 1) / 2  # so that networks that remember alike stand beside each other
+        means = [(group.config.rows_after + shift, np.mean(group.accuracies)) for group in family]
+        left.plot(*zip(*means, strict=True), **dots | {"linestyle": line}, label=name or networks[number])
+        for run, accuracy in ((run, run.test_accuracy(group.epoch)) for group in family for run in group):
+            left.plot(run.config.rows_after + shift, accuracy, **dots, alpha=0.5)
+            if gradients_of(run):
+                right.plot(max(gradient_at_digit(run), GRADIENT_FLOOR), accuracy, **dots, alpha=0.7)
+        for group in before.get(starts[number].config, []):
+            spots = [group.config.rows_before + shift] * len(group)
+            left.plot(spots, group.accuracies, **dots, markerfacecolor="none")
     left.set(xlabel="blank rows read after the digit\n(hollow: before it)", ylabel="test accuracy in %", ylim=(0, 102))
     left.set_xticks(sorted({group.config.rows_after for family in families for group in family}))
     right.set(xlabel="norm of the loss gradient that reaches\nthe digit before training", xscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    drawn.legend(loc="outside lower center", ncols=5)
+    drawn.legend(loc="outside lower center", ncols=4)
     drawn.suptitle(f"How long a network can hold what it read: a mark a seed, lines their means\n{common}")
     return drawn
 
 
-@comparison("results")
-def results(groups):
-    """Write results.csv and results.md: the Summary of each setting after the report's epochs."""
-    rows = []
-    for group in groups:
-        setting = ", ".join(filter(None, (group.summary.setting, group.shortfall)))
-        rows.append(group.summary._replace(setting=setting).row())
-    alignment = ["---"] + ["---:"] * (len(Summary.COLUMNS) - 1)
-    lines = [f"| {' | '.join(row)} |" for row in (Summary.COLUMNS, alignment, *rows)]
-    head = f"# Results\n\n{results_head(REPORT_EPOCHS)}.\n\n"
-    table = Table(dict.fromkeys(Summary.COLUMNS, str), [dict(zip(Summary.COLUMNS, row, strict=True)) for row in rows])
-    return {"results.csv": table, "results.md": head + "\n".join(lines) + "\n"}
-
-
-@comparison("tensorboard")
-def tensorboard_means(groups):
-    """Write a TensorBoard run for each setting with several seeds: the scalars' means over them, and its HParams."""
-    made = {}
-    for group in (group for group in groups if len(group.finished) > 1):
-        writer = memory_writer(Path("."), is_new=True)
-        seeds, diverged = len(group.finished), len(group.summary.diverged)
-        _, start, end = hyperparameters(group.finished[0].record, seed=None, seeds=seeds)
-        writer.file_writer.add_summary(start)
-        for number in range(group.epochs):
-            for tag, column in TENSORBOARD_TAGS.items():
-                writer.add_scalar(tag, np.mean([run.history[number][column] for run in group.finished]), number + 1)
-        writer.file_writer.add_summary(end)
-        name = run_folder("", group.config, group[0].record.conditions.data_source).name.removesuffix("_seed0")
-        name += f"_{seeds}seeds" + f"_{diverged}diverged" * bool(diverged)
-        name += f"_{group.epochs}epochs" * bool(group.shortfall)
-        made[f"tensorboard/{group[0].script}/{name}/{EVENTS}"] = writer.take()
-    return made or None
-
-
-class Measurement(NamedTuple):
-    """A Table that belongs to a run: the script whose runs have it, how it is measured, and when it is whole."""
-
-    script: str
-    measure: object
-    columns: dict
-    is_whole: object
-
-
-def holds_all(column, values):
-    """Return a function that says whether a Table's rows hold all of some values in a column."""
-    return lambda rows: set(values) <= {row[column] for row in rows}
-
-
-MEASUREMENTS = {
-    "gradients": Measurement(RNN, measure_gradients, GRADIENTS, is_whole_gradients),
-    "gabor": Measurement(CNN, lambda run: gabor_table(fit_run(run)), GABOR, holds_all("kernels", KERNELS)),
-    "layers": Measurement(CNN, measure_layers, LAYERS, holds_all("network", LAYER_STATES)),
-}
-
-
 @cache
-def read_measured(run, name):
-    """Return the rows of a run's own table, one of MEASUREMENTS, empty where it was not measured.
-
-    It is measured and written into the run's figures/ where there is a checkpoint, and read from there otherwise.
-    """
-    of = MEASUREMENTS[name]
-    if run.kind == of.script and run.has_checkpoint:
-        save(name, {f"{name}.csv": of.measure(run)}, run.folder / "figures")
-    return read_table(run.folder / "figures" / f"{name}.csv", of.columns, of.is_whole)
+def gradients_of(run):
+    """Return the gradient_lines of a run, by epoch, empty where they were not measured."""
+    return gradient_lines(row.values() for row in measured(run, "gradients"))
 
 
-def measured_groups(groups, name):
-    """Return the groups that have a table, one of MEASUREMENTS, with their runs' tables: (group, list of rows)."""
-    found = [(group, [rows for run in group if (rows := read_measured(run, name))]) for group in groups]
-    return [(group, tables) for group, tables in found if tables]
+def gradient_at_digit(run, epoch=0):
+    """Return the norm of the loss gradient that reaches the digit's last row after an epoch, of the stronger state."""
+    return gradients_of(run)[epoch]["stronger"][-1 - run.config.rows_after]
 
 
 @comparison("gradients")
-def compare_gradients(groups, most=2):
-    """Draw how far back the loss reaches into the state, a panel a cell, and what reaches the first row by epoch.
+def compare_gradients(groups):
+    """Draw how far back the loss reaches into the state, a panel a network, and what reaches the first row by epoch.
 
-    First of a panel's settings is the one that the cells share, where there is one.
+    Where networks differ in nothing but their cells, these are drawn, else the first setting of each.
     """
-    measured = measured_groups(usual(groups) or groups, "gradients")
-    if not measured:
+    with_tables = [Group(found, group.epoch) for group in usual(groups) if (found := [*filter(gradients_of, group)])]
+    families = families_of(with_tables, "cell")
+    chosen = {group.config.network: group for group in reversed(max(families, key=len) if families else with_tables)}
+    if not chosen:
         return None
-    shared = ([[]] + families_of([group for group, _ in measured], "cell"))[-1]
-    measured.sort(key=lambda found: not any(found[0] is group for group in shared))
-    networks = {}
-    for group, tables in measured:
-        networks.setdefault(group.config.network, []).append((group, tables))
-    drawn = Figure(figsize=(WIDTH, 4.2))
-    *panels, last = drawn.subplots(1, len(networks) + 1)
-    for axes, (network, found) in zip(panels, sorted(networks.items()), strict=True):
-        colour, names = NETWORK_COLOURS[network], labels_of([group for group, _ in found[:most]])[0]
+    if len(chosen) < len(with_tables):
+        tell(f"gradients draws {', '.join(group.config.sentence() for group in chosen.values())}, no other settings")
+    drawn = Figure(figsize=(WIDTH, 4))
+    *panels, last = drawn.subplots(1, len(chosen) + 1)
+    for axes, (network, group) in zip(panels, sorted(chosen.items()), strict=True):
         if axes is not panels[0]:
             axes.sharey(panels[0])
-        for number, ((_, tables), name) in enumerate(zip(found, names, strict=False)):
-            strength = 1 - number / most
-            for epoch, style in ((0, ":"), (-1, "-")):
-                norms = geometric_mean([gradient_line(rows, epoch) for rows in tables])
-                label = name if style == "-" and name else None
-                draw_gradient_line(axes, norms, linestyle=style, color=colour, alpha=strength, label=label)
-        shares = [dict(zip(*reach_by_epoch(rows), strict=True)) for rows in found[0][1]]
-        epochs = sorted(set.intersection(*map(set, shares)))
-        reach = geometric_mean([[share[epoch] for epoch in epochs] for share in shares])
-        last.semilogy(epochs, np.maximum(reach, GRADIENT_FLOOR), marker=".", color=colour, label=network)
+        epochs = sorted(set.intersection(*(set(gradients_of(run)) for run in group)) & set(range(group.epoch + 1)))
+        for epoch, style in ((epochs[0], ":"), (epochs[-1], "-")):
+            norms = geometric_mean([gradients_of(run)[epoch]["stronger"] for run in group])
+            draw_gradient_line(axes, norms, linestyle=style, color=colour_of(group))
+        shares = geometric_mean([[reach(gradients_of(run)[epoch]) for epoch in epochs] for run in group])
+        last.semilogy(epochs, np.maximum(shares, GRADIENT_FLOOR), marker=".", color=colour_of(group), label=network)
         axes.set_title(network)
     panels[0].set_ylabel("norm of the loss gradient")
     last.set(title="at the first row", xlabel="epoch", ylabel="share of the last step's norm")
     last.xaxis.set_major_locator(MaxNLocator(integer=True))
     last.grid(alpha=0.3)
     last.legend(fontsize=7)
-    named = [line for axes in panels for line in axes.get_legend_handles_labels()[0]]
-    if named:
-        drawn.legend(handles=named, loc="outside lower center", ncols=2)
     about = "geometric mean over seeds; dotted: untrained, solid: trained, triangles: nothing is left"
-    drawn.suptitle(f"How far back the loss reaches into the state (LSTM: the stronger of its two)\n{about}")
+    common = labels_of([*chosen.values()])[1]
+    drawn.suptitle(f"How far back the loss reaches into the state (LSTM: the stronger of its two)\n{common}\n{about}")
     return drawn
 
 
@@ -1772,43 +1478,61 @@ def geometric_mean(values):
         return np.exp(np.log(np.array(values)).mean(0))
 
 
-@comparison("gabor")
-def compare_gabor(groups):
-    """Draw each run's median R² of the Gabor fits, beside those of both null models."""
-    measured = measured_groups(usual(groups) or groups, "gabor")
-    if not measured:
-        return None
-    drawn = Figure(figsize=(WIDTH, 1.4 + 0.5 * len(measured)))
-    axes = drawn.subplots()
-    for shift, (kernels, colour) in enumerate(zip(KERNELS, (AFTER, OTHER, BEFORE), strict=True)):
-        for row, (_, tables) in enumerate(measured):
-            medians = [np.median([each["r2"] for each in rows if each["kernels"] == kernels]) for rows in tables]
-            axes.plot(medians, [row + 0.2 * (shift - 1)] * len(medians), "o", color=colour, alpha=0.7, markersize=5)
-        axes.plot([], [], "o", color=colour, label=kernels)
-    names, common = labels_of([group for group, _ in measured])
-    axes.set_yticks(range(len(measured)), names, fontsize=7)
-    axes.set(xlabel="median R² of the Gabor fits, a dot a seed")
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    drawn.legend(loc="outside lower center", ncols=len(KERNELS))
-    drawn.suptitle(f"Do the first kernels resemble Gabor functions?\n{common}")
-    return drawn
+@comparison("results")
+def results(groups):
+    """Write results.csv and results.md: what each setting reached, beside the reference report."""
+    rows = [utils.result(group, group.epoch, REPORT) for group in groups]
+    head = (
+        f"# Results\n\nTest accuracy in % after epoch {groups[0].epoch}: mean, range and standard deviation over seeds."
+    )
+    return {
+        "results.csv": csv_text(utils.RESULTS, rows),
+        "results.md": f"{head}\n\n{utils.markdown(utils.RESULTS, rows)}\n",
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The reference report's claims, each settled by a test over seeds
-# ---------------------------------------------------------------------------------------------------------------------
+@comparison("tensorboard")
+def tensorboard_means(groups):
+    """Write a TensorBoard run for each setting with several seeds: the scalars' means over them, and its HParams."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    made = {}
+    for group in (group for group in groups if len(group) > 1):
+        with TemporaryDirectory() as folder:
+            with SummaryWriter(folder) as writer:
+                start = utils.hyperparameters(group.config, group[0].conditions, seed=None, seeds=len(group))
+                writer.file_writer.add_summary(start)
+                for number, (tag, column) in itertools.product(range(group.epoch), utils.TENSORBOARD_TAGS.items()):
+                    writer.add_scalar(tag, np.mean([run.history[number][column] for run in group]), number + 1)
+            name = group[0].folder.name.rpartition("_seed")[0] + f"_{len(group)}seeds"
+            (events,) = Path(folder).iterdir()
+            made[f"tensorboard/{group.config.script}/{name}/events.out.tfevents.means"] = events.read_bytes()
+    return made
+
+
+# The reference report's claims, each settled by a test over seeds ----------------------------------------------------
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 LEVEL = 0.05
 MOST_ARRANGEMENTS = 200_000  # where there are more, as many random ones are tested
+RULE = (
+    f"Test accuracy after epoch {REPORT_EPOCHS} on the real data: mean (lowest to highest seed). A beats B when the "
+    "one-sided permutation test of the difference of their means says so at "
+    f"{100 * LEVEL:.0f} %: signs flipped within pairs, where the runs of a seed share their initial weights and their "
+    "order of images, else all figures shuffled, in every way or, where there are more, in "
+    f"{MOST_ARRANGEMENTS:,} random ones. A and B are similar within m when both one-sided tests against a difference "
+    "of m say so. Rank correlations are Spearman's, of the means of settings, tested by shuffling the settings. A "
+    "claim does not hold when the test of the opposite succeeds, and holds in part when some of its parts hold and "
+    "others do not."
+)
+SHIPPED = "runs/reference/comparison/claims.md"
 
 
 @cache
 def arrangements(count, chosen=None):
     """Return the arrangements of a permutation test as weights, a row each, the measured one first.
 
-    Of count pairs their signs; with chosen, of count figures 1 for those chosen, else 0, the first ones being measured.
+    Of count pairs their signs; with chosen, of count values 1 for those chosen, else 0, the first ones being measured.
     """
     random = np.random.default_rng(0)
     if chosen is None:
@@ -1825,7 +1549,7 @@ def arrangements(count, chosen=None):
 def permutation_p(these, those, paired):
     """Return the one-sided p-value of 'the mean of these is above the mean of those', by the permutation test.
 
-    these, those: figures, one a seed; paired: signs are flipped within the pairs, else all figures are shuffled. p is
+    these, those: values, one a seed; paired: signs are flipped within the pairs, else all values are shuffled. p is
     the share of the arrangements whose difference of means is at least the one that was measured.
     """
     these, those = np.asarray(these, dtype=float), np.asarray(those, dtype=float)
@@ -1836,34 +1560,74 @@ def permutation_p(these, those, paired):
     return float((sums >= sums[0] - 1e-9 * max(1, abs(sums[0]))).mean())
 
 
-class Settled(NamedTuple):
-    """What a test found. difference: of the means, or the rank correlation; without p: nothing was tested."""
+class Sample(NamedTuple):
+    """What was measured of the runs of a setting: a value by seed, and in words what it is."""
 
-    difference: float | None
-    p: float | None
-    verdict: str
-
-
-UNTESTED, DIVERGED = Settled(None, None, UNDECIDED), Settled(None, None, f"{UNDECIDED}: a seed diverged")
+    words: str
+    values: dict
 
 
-def verdict_on(p, opposite):
-    return HOLDS if p <= LEVEL else FAILS if opposite <= LEVEL else UNDECIDED
+class Row(NamedTuple):
+    """A part of a claim, tested: the difference of means or a rank correlation, without p where nothing was tested.
+
+    form: how its values are written.
+    """
+
+    words: str
+    form: str = ""
+    difference: float | None = None
+    p: float | None = None
+    opposite: float | None = None  # the p-value of the opposite
+
+    @property
+    def verdict(self):
+        if self.p is None or min(self.p, self.opposite) > LEVEL:
+            return UNDECIDED
+        return HOLDS if self.p <= LEVEL else FAILS
+
+    def cells(self, is_beside=False):
+        """Return the cells of a table: the words, difference, p, verdict; is_beside: it decides nothing."""
+        if self.p is None:
+            return self.words, "", "", self.verdict
+        text = self.form.format(self.difference).replace(" %", " points")
+        is_negative = text.startswith("-") and float(text.split()[0].replace(",", ""))
+        difference = text if is_negative else "+" + text.lstrip("-")
+        if is_beside:
+            return f"beside it: {self.words}", difference, p_text(self.p), f"({self.verdict})"
+        return self.words, difference, p_text(self.p), self.verdict
 
 
-def settle_beats(these, those, paired):
-    """Return the Settled 'the mean of these is above the mean of those'."""
-    p, opposite = permutation_p(these, those, paired), permutation_p(those, these, paired)
-    return Settled(float(np.mean(these) - np.mean(those)), p, verdict_on(p, opposite))
+def p_text(p):
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def settle_similar(these, those, paired, margin):
-    """Return the Settled 'the means of these and those differ by less than margin', by both one-sided tests."""
-    these, those = np.asarray(these), np.asarray(those)
-    below, above = these + margin, these - margin
-    p = max(permutation_p(below, those, paired), permutation_p(those, above, paired))
-    opposite = min(permutation_p(those, below, paired), permutation_p(above, those, paired))
-    return Settled(float(these.mean() - those.mean()), p, verdict_on(p, opposite))
+def beats(this, that, paired=False, form="{:.2f} %", within=None):
+    """Return the Row 'the mean of this Sample is above that one's' or, within a margin, 'they differ by less'."""
+    seeds = sorted(this.values.keys() & that.values.keys())
+    these, those = (
+        np.array([sample.values[seed] for seed in seeds] if paired else [*sample.values.values()])
+        for sample in (this, that)
+    )
+    relation = "against" if within is None else f"similar within {within:g} to"
+    words = f"{sample_words(this.words, these, form)} {relation} {sample_words(that.words, those, form)}"
+    words += ", pairs" * paired
+    if not len(these) or not len(those):
+        return Row(words)
+    p = partial(permutation_p, paired=paired)
+    if within is None:
+        tests = p(these, those), p(those, these)
+    else:
+        below, above = these + within, these - within
+        tests = max(p(below, those), p(those, above)), min(p(those, below), p(above, those))
+    return Row(words, form, float(these.mean() - those.mean()), *tests)
+
+
+def sample_words(words, values, form):
+    """Return a sample in words, with the mean, the lowest and the highest of its values."""
+    if not len(values):
+        return f"{words} (not measured)"
+    mean, low, high = (form.format(value) for value in (values.mean(), values.min(), values.max()))
+    return f"{words} {mean} ({low} to {high}, {len(values)} seed{'s' * (len(values) > 1)})"
 
 
 def ranks(values):
@@ -1872,374 +1636,195 @@ def ranks(values):
     return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
-def settle_correlated(these, those, most=8):
-    """Return the Settled 'what these rank high those rank high': Spearman's correlation is above zero.
+def correlates(words, pairs, most=8):
+    """Return the Row 'what the first of each pair of Samples ranks high the second does'; a pair counts by its means.
 
-    p is the share of the orders of those that correlate at least as well; of more than most figures, of random orders.
+    p is the share of the orders of the second that correlate at least as well; of more than most pairs, of random ones.
     """
-    x, y = (ranks(values) - (len(values) + 1) / 2 for values in (these, those))
+    means = [[np.mean([*sample.values.values()]) for sample in pair] for pair in pairs if all(s.values for s in pair)]
+    words = f"{words}, means of {len(means)} settings: rank correlation with test accuracy"
+    if len(means) < 3:  # two decide nothing
+        return Row(words)
+    x, y = (ranks(values) - (len(values) + 1) / 2 for values in zip(*means, strict=True))
     if len(y) <= most:
         orders = np.array(list(itertools.permutations(y)))
     else:
         shuffled = np.random.default_rng(0).permuted(np.tile(y, (MOST_ARRANGEMENTS, 1)), axis=1)
         orders = np.concatenate([y[None], shuffled])
     found = orders @ x / (math.sqrt((x @ x) * (y @ y)) or 1.0)
-    p, opposite = ((sign * found >= sign * found[0] - 1e-9).mean() for sign in (1, -1))
-    return Settled(float(found[0]), float(p), verdict_on(p, opposite))
+    p, opposite = (float((sign * found >= sign * found[0] - 1e-9).mean()) for sign in (1, -1))
+    return Row(words, "{:.2f}", float(found[0]), p, opposite)
 
 
-def parameters(run):
-    return float(run.record.conditions.parameters)
-
-
-def log_gradient_at_digit(run):
-    gradient = gradient_at_digit(run)
-    return None if gradient is None else math.log10(max(gradient, GRADIENT_FLOOR))
-
-
-def in_table(name, column, **where):
-    """Return a function of a run: the median of a column of its own table, one of MEASUREMENTS, in the rows where.
-
-    None where it was not measured, or after more epochs than the report's.
-    """
+def from_table(name, column, **where):
+    """Return a measure of a run: the median of a column in the rows where of one of its tables, after all epochs."""
 
     def median(run):
-        rows = read_measured(run, name) if len(run.history) == REPORT_EPOCHS else []
-        values = [row[column] for row in rows if where.items() <= row.items()]
+        rows = measured(run, name) if len(run.history) == REPORT_EPOCHS else []
+        values = [float(row[column]) for row in rows if where.items() <= row.items()]
         return float(np.median(values)) if values else None
 
     return median
 
 
 def gradient_kept(state, epoch, first=5, last=25):
-    """Return a function of a run: the factor that a step back leaves of a state's gradient norm, between two steps."""
+    """Return a measure of a run: the factor that a step back leaves of a state's gradient norm, between two steps."""
 
     def factor(run):
-        norms = gradient_line(read_measured(run, "gradients"), epoch, state)
-        if len(norms) < last:
-            return None
-        return (norms[first - 1] / norms[last - 1]) ** (1 / (last - first)) if norms[last - 1] else 0.0
+        norms = gradients_of(run).get(epoch, {}).get(state, [])
+        return (norms[first - 1] / norms[last - 1]) ** (1 / (last - first)) if len(norms) >= last else None
 
     return factor
 
 
-class Side(NamedTuple):
-    """One side of a comparison: a setting, and a function of its runs that measures it.
+def log_gradient_at_digit(run):
+    return math.log10(max(gradient_at_digit(run), GRADIENT_FLOOR)) if gradients_of(run) else None
 
-    less: a setting whose measure, of the run of the same seed, is subtracted.
+
+def samplers(groups):
+    """Return of(config, measure, words), and cnn and rnn, which take settings: each the Sample of a setting's runs.
+
+    measure(run): a number, None where it cannot be had; by default the accuracy.
     """
 
-    config: object
-    measure: object = SavedRun.test_accuracy
-    words: str = ""
-    less: object = None
+    def of(config, measure=SavedRun.test_accuracy, words=""):
+        values = {run.config.seed: measure(run) for run in groups.get(config, [])}
+        return Sample(words or config.sentence(), {seed: each for seed, each in values.items() if each is not None})
 
-    def figures(self, runs):
-        """Return what was measured by seed, None where a run has no figure; runs: by setting."""
+    def cnn(measure=SavedRun.test_accuracy, words="", **settings):
+        return of(cnn_cifar10.Config(**settings), measure, words)
 
-        def measured(config):
-            found = runs.get(config, [])
-            return {run.config.seed: None if has_diverged(run) else self.measure(run) for run in found}
+    def rnn(cell="rnn", hidden_size=30, measure=SavedRun.test_accuracy, words="", **settings):
+        return of(rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings), measure, words)
 
-        values = measured(self.config)
-        if self.less is None:
-            return values
-        less = measured(self.less)
-        return {seed: None if None in (value, less.get(seed)) else value - less[seed] for seed, value in values.items()}
-
-    def told(self, used, figures, form):
-        """Return the side in words with the mean, the lowest and the highest of the figures used."""
-        name, lost = self.words or self.config.words(), [seed for seed, value in figures.items() if value is None]
-        missing = f", {len(lost)} of {len(figures)} without a figure: seed {' '.join(map(str, lost))}" if lost else ""
-        if not used:
-            return f"{name} (not measured{missing})"
-        mean, low, high = (form.format(value) for value in (np.mean(used), min(used), max(used)))
-        return f"{name} {mean} ({low} to {high}, {len(used)} seed{'s' * (len(used) > 1)}{missing})"
+    return of, cnn, rnn
 
 
-def has_diverged(run):
-    return run.test_accuracy() is None
+def lost(words, this, that):
+    """Return the Sample of what the same seed loses from this one to that."""
+    shared = {seed: value - that.values[seed] for seed, value in this.values.items() if seed in that.values}
+    return Sample(f"points lost {words}", shared)
 
 
-def settle(test, figures, runs, configs):
-    """Return what a test makes of two lists of figures, if there are any and none of the settings' runs diverged."""
-    if any(has_diverged(run) for config in configs for run in runs.get(config, [])):
-        return DIVERGED
-    return test(*figures) if figures and all(figures) else UNTESTED
+pair = partial(beats, paired=True)
+OWN_RATE = {"optimizer": "sgd", "lr": 0.02, "momentum": 0.9}
 
 
-class Row(NamedTuple):
-    """A part of a claim settled, in words. form: how its figures are written."""
+def report_claims(of, cnn, rnn):
+    """Yield the report's claims: number, sentence, the Rows that decide it and, for some, those that stand beside."""
+    rows = [pair(cnn(), cnn(optimizer="sgd")), pair(rnn("rnn", 5), rnn("rnn", 5, optimizer="sgd"))]
+    yield "1", "Adam beats SGD on both tasks, at the report's rate.", rows
 
-    words: str
-    settled: Settled
-    form: str
+    rows = [pair(cnn(**OWN_RATE), cnn()), pair(rnn(optimizer="sgd", lr=0.01), rnn())]
+    beside = [pair(cnn(**OWN_RATE), cnn(lr=1e-3))]
+    yield "1b", "SGD at a rate of its own beats the report's Adam on both tasks.", rows, beside
 
-    def cells(self):
-        """Return the cells of a table: the words, difference, p, verdict."""
-        difference, p, verdict = self.settled
-        if p is None:
-            return self.words, "", "", verdict
-        text = self.form.format(difference).replace(" %", " points")
-        is_negative = text.startswith("-") and float(text.split()[0].replace(",", ""))
-        return self.words, text if is_negative else "+" + text.lstrip("-"), p_text(p), verdict
+    rows = [pair(cnn(), cnn(lr=1e-3)), pair(cnn(), cnn(lr=1e-3), within=1.0)]
+    yield "2", "On the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar within 1 point.", rows
 
+    rows = [pair(rnn("rnn", 5), rnn("rnn", 5, lr=lr)) for lr in (1e-1, 1e-4, 1e-5)]
+    yield "3", "For the RNN with 5 units 1e-3 is the best rate among 1e-1, 1e-3, 1e-4 and 1e-5.", rows
 
-def p_text(p):
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    rows = [beats(rnn("rnn", more), rnn("rnn", less)) for less, more in ((5, 10), (10, 20), (20, 30))]
+    rows += [beats(rnn("gru", 30), rnn("gru", 20)), beats(rnn("lstm", 30), rnn("lstm", 20), within=0.5)]
+    yield "4", "More hidden units give more accuracy; in the LSTM 20 and 30 are similar within 0.5 points.", rows
 
-
-class Part(NamedTuple):
-    """A part of a claim: this Side beats that one or, where within is a margin, is similar to it.
-
-    paired: whether the runs of a seed are pairs; form: how a figure is written.
-    """
-
-    this: Side
-    that: Side
-    paired: bool = False
-    within: float | None = None
-    form: str = "{:.2f} %"
-
-    def settle(self, runs):
-        """Return the Row; runs: a list by setting."""
-        figures = [side.figures(runs) for side in self[:2]]
-        shared = sorted(figures[0].keys() & figures[1])
-        known = [seed for seed in shared if None not in (figures[0][seed], figures[1][seed])]
-        used = [
-            [each[seed] for seed in known] if self.paired else [value for value in each.values() if value is not None]
-            for each in figures
-        ]
-        said = [side.told(*told, self.form) for side, *told in zip(self[:2], used, figures, strict=True)]
-        relation = "against" if self.within is None else f"similar within {self.within:g} to"
-        words = f"{said[0]} {relation} {said[1]}{', pairs' * self.paired}"
-        test = settle_beats if self.within is None else partial(settle_similar, margin=self.within)
-        configs = [config for side in self[:2] for config in (side.config, side.less)]
-        settled = settle(partial(test, paired=self.paired), used, runs, configs)
-        return Row(words, settled, self.form)
-
-
-class Correlation(NamedTuple):
-    """A part of a claim: settings of which a measure is high have a high accuracy; a setting counts by its means."""
-
-    configs: list
-    measure: object
-    words: str
-
-    def settle(self, runs):
-        """Return the Row; runs: a list by setting. Settings without a figure are left out; two decide nothing."""
-
-        def mean(config, measure):
-            values = [value for value in Side(config, measure).figures(runs).values() if value is not None]
-            return np.mean(values) if values else None
-
-        pairs = [(mean(config, self.measure), mean(config, SavedRun.test_accuracy)) for config in self.configs]
-        pairs = [pair for pair in pairs if None not in pair]
-        words = f"{self.words}, means of {len(pairs)} settings: rank correlation with test accuracy"
-        figures = [*zip(*pairs, strict=True)] if len(pairs) > 2 else []
-        return Row(words, settle(settle_correlated, figures, runs, self.configs), "{:.2f}")
-
-
-class Claim(NamedTuple):
-    """A sentence, and the parts that have to hold for it; beside: parts that tell more and decide nothing."""
-
-    number: str
-    sentence: str
-    parts: list
-    beside: list = []
-
-
-def cnn(measure=SavedRun.test_accuracy, words="", **settings):
-    return Side(cnn_cifar10.Config(**settings), measure, words)
-
-
-def rnn(cell="rnn", hidden_size=30, measure=SavedRun.test_accuracy, words="", **settings):
-    return Side(rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings), measure, words)
-
-
-def pair(this, that, **more):
-    return Part(this, that, paired=True, **more)
-
-
-def more_epochs():
-    """Return the parts of 'more epochs give more': each setting of the report after its last epoch and after others."""
-    parts = []
+    rows = []
     for config, epoch in itertools.product((row.config for row in REPORT), (1, 5)):
-        late = Side(config, words=f"{config.words()}: epoch {REPORT_EPOCHS}")
-        parts.append(pair(late, Side(config, partial(SavedRun.test_accuracy, epoch=epoch), f"epoch {epoch}")))
-    return parts
+        early = of(config, partial(SavedRun.test_accuracy, epoch=epoch), f"epoch {epoch}")
+        rows.append(pair(of(config, words=f"{config.sentence()}: epoch {REPORT_EPOCHS}"), early))
+    yield "5", "More epochs give more accuracy.", rows
 
+    rows = [beats(rnn(cell, size), rnn("rnn", size)) for cell in ("gru", "lstm") for size in (20, 30)]
+    rows += [beats(rnn("gru"), rnn("rnn", 55)), beats(rnn("lstm"), rnn("rnn", 64))]
+    yield "6", "GRU and LSTM beat the RNN, with as many units and with as many weights.", rows
 
-def gradients_reach():
-    """Return the parts of 'gradients reach further back': each state of the gated cells against the RNN's."""
-    parts = []
+    lstm, gru = (rnn(cell, measure=lambda run: float(run.conditions.parameters)) for cell in ("lstm", "gru"))
+    yield "7a", "The LSTM has more weights than the GRU.", [beats(lstm, gru, form="{:,.0f} weights")]
+
+    lstm, gru = (rnn(cell, measure=utils.epoch_seconds) for cell in ("lstm", "gru"))
+    rows = [beats(lstm, gru, form="{:.1f} s an epoch")]
+    yield "7b", "The LSTM takes more time than the GRU, on this processor with this library.", rows
+
+    rows = [beats(cnn(dataset="mnist"), rnn(cell)) for cell in ("rnn", "gru", "lstm")]
+    rows.append(beats(rnn("gru"), cnn(dataset="mnist"), within=0.5))
+    yield "8", "On MNIST the CNN beats all three, and the GRU is nearly its equal (within 0.5 points).", rows
+
+    trained, shuffled = (from_table("gabor", "r2", kernels=kernels) for kernels in ("trained", "shuffled"))
+    rows = []
+    for words, settings in (("at 1e-4", {"lr": 1e-4}), ("at 1e-3", {"lr": 1e-3}), ("by SGD at 0.02", OWN_RATE)):
+        kernels = cnn(trained, f"median R² of the kernels trained {words}", **settings)
+        rows.append(pair(kernels, cnn(shuffled, "with their pixels shuffled", **settings), form="{:.3f}"))
+    moved = from_table("gabor", "cosine_to_start", kernels="trained")
+    stayed = cnn(moved, "median cosine of the trained kernels to their start, at 1e-4")
+    rows.append(pair(stayed, cnn(moved, "at 1e-3", lr=1e-3), form="{:.3f}"))
+    sentence = (
+        "The CNN's first kernels resemble Gabor functions, better than the same kernels with their pixels shuffled."
+    )
+    yield "9", sentence, rows[:2], rows[2:]
+
+    rows = []
     for epoch, when in ((0, "untrained"), (REPORT_EPOCHS, "trained")):
         plain = rnn(measure=gradient_kept("hidden", epoch), words=f"RNN, {when}")
         for cell, state in (("gru", "hidden"), ("lstm", "hidden"), ("lstm", "cell")):
             words = f"{cell.upper()}, {state} state, {when}: kept a step back, steps 25 to 5"
-            parts.append(Part(rnn(cell, 30, gradient_kept(state, epoch), words), plain, form="{:.3f}"))
-    return parts
+            rows.append(beats(rnn(cell, 30, gradient_kept(state, epoch), words), plain, form="{:.3f}"))
+    yield "10a", "Gradients reach further back in the gated cells.", rows
+
+    forgotten = {
+        cell: lost(
+            f"by the {cell.upper()}, 28 blank rows after the digit instead of before it",
+            *(rnn(cell, rows_before=28), rnn(cell, rows_after=28)),
+        )
+        for cell in ("rnn", "gru", "lstm")
+    }
+    rows = [beats(forgotten["rnn"], forgotten["gru"], form="{:.2f} points")]
+    beside = [beats(forgotten["lstm"], forgotten["rnn"], form="{:.2f} points")]
+    sentence = "The gated cells remember for longer: 28 blank rows after the digit cost the RNN more than the GRU."
+    yield "10b", sentence, rows, beside
 
 
-def lost_by(words, this, that):
-    """Return the Side of the accuracy that one Side's setting loses in the other's."""
-    return Side(this.config, words=f"points lost {words}", less=that.config)
+def our_claims(of, cnn, rnn):
+    """Yield the claims that go beyond the report, as report_claims does."""
 
+    def foretells(cell, biases=(None,)):
+        settings = [{"keep_bias": bias, "rows_after": rows} for bias in biases for rows in (0, 14, 28, 56)]
+        pairs = [(rnn(cell, measure=log_gradient_at_digit, **each), rnn(cell, **each)) for each in settings]
+        return correlates(f"{cell.upper()}: log of the gradient that reaches the digit", pairs)
 
-def lost_without(layers):
-    return lost_by(f"without {layers}", cnn(), cnn(without=layers))
+    rows = [
+        beats(rnn("lstm", keep_bias=1.0, rows_after=28), rnn("lstm", rows_after=28)),
+        beats(rnn("lstm", keep_bias=2.0, rows_after=56), rnn("lstm", keep_bias=1.0, rows_after=56)),
+    ]
+    for this, that in ((1.0, None), (2.0, None), (2.0, 1.0)):
+        rows.append(beats(rnn("lstm", keep_bias=this), rnn("lstm", keep_bias=that), within=1.0))
+    rows.append(foretells("lstm", (None, 1.0, 2.0)))
+    sentence = "How far an LSTM learns to remember is set by the bias that its forget gates start with."
+    yield "11", sentence, rows, [foretells("rnn"), foretells("gru")]
 
-
-def lost_to_memory(cell):
-    before, after = rnn(cell, rows_before=28), rnn(cell, rows_after=28)
-    return lost_by(f"by the {cell.upper()}, 28 blank rows after the digit instead of before it", before, after)
-
-
-def gradient_foretells(cell, biases=(None,)):
-    """Return the part 'the more gradient reaches the digit before training, the more is learned', within a cell."""
-    settings = itertools.product(biases, (0, 14, 28, 56))
-    configs = [rnn(cell, rows_after=rows, keep_bias=bias).config for bias, rows in settings]
-    return Correlation(configs, log_gradient_at_digit, f"{cell.upper()}: log of the gradient that reaches the digit")
-
-
-def lstm_bias(bias, rows=0):
-    return rnn("lstm", keep_bias=bias, rows_after=rows)
-
-
-def read_from(layer, state="trained"):
-    words = "the pixels" if layer == "pixels" else f"{layer} of the {state} network"
-    measure = in_table("layers", "accuracy", layer=layer, network=state)
-    return cnn(measure, f"a linear classifier on {words}")
-
-
-def gabor_of(column, words, kernels="trained", **settings):
-    return cnn(in_table("gabor", column, kernels=kernels), words, **settings)
-
-
-def like_gabor(words, **settings):
-    """Return the Part 'Gabor functions fit the trained kernels better than these with their pixels shuffled'."""
-    trained = gabor_of("r2", f"median R² of the kernels trained {words}", **settings)
-    return pair(trained, gabor_of("r2", "with their pixels shuffled", "shuffled", **settings), form="{:.3f}")
-
-
-REPORT_CLAIMS = [
-    Claim(
-        "1",
-        "Adam beats SGD on both tasks, at the report's rate.",
-        [pair(cnn(), cnn(optimizer="sgd")), pair(rnn("rnn", 5), rnn("rnn", 5, optimizer="sgd"))],
-    ),
-    Claim(
-        "1b",
-        "SGD at a rate of its own beats the report's Adam on both tasks.",
-        [pair(cnn(optimizer="sgd", lr=0.02, momentum=0.9), cnn()), pair(rnn(optimizer="sgd", lr=0.01), rnn())],
-        [pair(cnn(optimizer="sgd", lr=0.02, momentum=0.9), cnn(lr=1e-3))],
-    ),
-    Claim(
-        "2",
-        "On the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar within 1 point.",
-        [pair(cnn(), cnn(lr=1e-3)), pair(cnn(), cnn(lr=1e-3), within=1.0)],
-    ),
-    Claim(
-        "3",
-        "For the RNN with 5 units 1e-3 is the best rate among 1e-1, 1e-3, 1e-4 and 1e-5.",
-        [pair(rnn("rnn", 5), rnn("rnn", 5, lr=lr)) for lr in (1e-1, 1e-4, 1e-5)],
-    ),
-    Claim(
-        "4",
-        "More hidden units give more accuracy; in the LSTM 20 and 30 are similar within 0.5 points.",
-        [
-            *[Part(rnn("rnn", more), rnn("rnn", less)) for less, more in ((5, 10), (10, 20), (20, 30))],
-            Part(rnn("gru", 30), rnn("gru", 20)),
-            Part(rnn("lstm", 30), rnn("lstm", 20), within=0.5),
-        ],
-    ),
-    Claim("5", "More epochs give more accuracy.", more_epochs()),
-    Claim(
-        "6",
-        "GRU and LSTM beat the RNN, with as many units and with as many weights.",
-        [
-            *[Part(rnn(cell, size), rnn("rnn", size)) for cell in ("gru", "lstm") for size in (20, 30)],
-            Part(rnn("gru", 30), rnn("rnn", 55)),
-            Part(rnn("lstm", 30), rnn("rnn", 64)),
-        ],
-    ),
-    Claim(
-        "7a",
-        "The LSTM has more weights than the GRU.",
-        [Part(rnn("lstm", measure=parameters), rnn("gru", measure=parameters), form="{:,.0f} weights")],
-    ),
-    Claim(
-        "7b",
-        "The LSTM takes more time than the GRU, on this processor with this library.",
-        [Part(rnn("lstm", measure=epoch_seconds), rnn("gru", measure=epoch_seconds), form="{:.1f} s an epoch")],
-    ),
-    Claim(
-        "8",
-        "On MNIST the CNN beats all three, and the GRU is nearly its equal (within 0.5 points).",
-        [
-            *[Part(cnn(dataset="mnist"), rnn(cell)) for cell in ("rnn", "gru", "lstm")],
-            Part(rnn("gru"), cnn(dataset="mnist"), within=0.5),
-        ],
-    ),
-    Claim(
-        "9",
-        "The CNN's first kernels resemble Gabor functions, better than the same kernels with their pixels shuffled.",
-        [like_gabor(f"at {number_text(lr)}", lr=lr) for lr in (1e-4, 1e-3)],
-        [
-            like_gabor("by SGD at 0.02", optimizer="sgd", lr=0.02, momentum=0.9),
-            pair(
-                gabor_of("cosine_to_start", "median cosine of the trained kernels to their start, at 1e-4"),
-                gabor_of("cosine_to_start", "at 1e-3", lr=1e-3),
-                form="{:.3f}",
-            ),
-        ],
-    ),
-    Claim("10a", "Gradients reach further back in the gated cells.", gradients_reach()),
-    Claim(
-        "10b",
-        "The gated cells remember for longer: 28 blank rows after the digit cost the RNN more than the GRU.",
-        [Part(lost_to_memory("rnn"), lost_to_memory("gru"), form="{:.2f} points")],
-        [Part(lost_to_memory("lstm"), lost_to_memory("rnn"), form="{:.2f} points")],
-    ),
-]
-OUR_CLAIMS = [
-    Claim(
-        "11",
-        "How far an LSTM learns to remember is set by the bias that its forget gates start with.",
-        [
-            Part(lstm_bias(1.0, 28), lstm_bias(None, 28)),
-            Part(lstm_bias(2.0, 56), lstm_bias(1.0, 56)),
-            *[
-                Part(lstm_bias(this), lstm_bias(that), within=1.0)
-                for this, that in ((1.0, None), (2.0, None), (2.0, 1.0))
-            ],
-            gradient_foretells("lstm", (None, 1.0, 2.0)),
-        ],
-        [gradient_foretells("rnn"), gradient_foretells("gru")],
-    ),
-    Claim(
-        "12",
+    every = ("fc1", "conv1", "conv2", "conv1+conv2")
+    without = {layers: lost(f"without {layers}", cnn(), cnn(without=layers)) for layers in every}
+    rows = [beats(without["fc1"], without[layer], form="{:.2f} points") for layer in ("conv1", "conv2")]
+    sentence = (
         "fc1, which holds 98.5 % of the weights, is worth the most: without it the network loses more than without "
-        "either convolution.",
-        [Part(lost_without("fc1"), lost_without(layer), form="{:.2f} points") for layer in ("conv1", "conv2")],
-        [Part(lost_without("conv1+conv2"), lost_without("fc1"), form="{:.2f} points")],
-    ),
-    Claim(
-        "13",
-        "From layer to layer the class becomes more readable for a linear classifier, and training makes it so.",
-        [
-            *[
-                pair(read_from(after), read_from(before))
-                for before, after in itertools.pairwise(("pixels", "pool1", "pool2", "fc1"))
-            ],
-            *[pair(read_from(layer), read_from(layer, "untrained")) for layer in ("pool1", "pool2", "fc1")],
-        ],
-    ),
-]
+        "either convolution."
+    )
+    yield "12", sentence, rows, [beats(without["conv1+conv2"], without["fc1"], form="{:.2f} points")]
+
+    def read_from(layer, state="trained"):
+        words = "the pixels" if layer == "pixels" else f"{layer} of the {state} network"
+        return cnn(from_table("layers", "accuracy", layer=layer, network=state), f"a linear classifier on {words}")
+
+    layers = ("pixels", "pool1", "pool2", "fc1")
+    rows = [pair(read_from(after), read_from(before)) for before, after in itertools.pairwise(layers)]
+    rows += [pair(read_from(layer), read_from(layer, "untrained")) for layer in layers[1:]]
+    sentence = "From layer to layer the class becomes more readable for a linear classifier, and training makes it so."
+    yield "13", sentence, rows
 
 
-def verdict_of(verdicts):
-    """Return the verdict on a claim of several parts."""
+def verdict_of(rows):
+    """Return the verdict on a claim, whose parts are rows."""
+    verdicts = [row.verdict for row in rows]
     if HOLDS in verdicts and FAILS in verdicts:
         kinds = {HOLDS: "hold", FAILS: "do not", UNDECIDED: "undecided"}
         counts = [f"{verdicts.count(each)} {word}" for each, word in kinds.items() if each in verdicts]
@@ -2247,167 +1832,117 @@ def verdict_of(verdicts):
     return FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
 
 
-RULE = (
-    f"Test accuracy after epoch {REPORT_EPOCHS} on the real data: mean (lowest to highest seed). A beats B when the "
-    "one-sided permutation test of the difference of their means says so at "
-    f"{100 * LEVEL:.0f} %: signs flipped within pairs, where the runs of a seed share their initial weights and their "
-    "order of images, else all figures shuffled, in every way or, where there are more, in "
-    f"{MOST_ARRANGEMENTS:,} random ones. A and B are similar within m when both one-sided tests against a difference "
-    "of m say so. Rank correlations are Spearman's, of the means of settings, tested by shuffling the settings. A "
-    "claim does not hold when the test of the opposite succeeds, and holds in part when some of its parts hold and "
-    "others do not. No verdict is drawn where a seed diverged; seeds without a figure are named."
-)
-SHIPPED = "runs/reference/comparison/claims.md"
+def overview(number, sentence, rows, beside=()):
+    """Return a claim's row in a table; of many parts the range of differences and the largest p."""
+    tested = [row for row in rows if row.p is not None]
+    differences, p_values = ([row.cells()[column] for row in tested] for column in (1, 2))
+    if len(tested) > 4:
+        order = sorted((row for row in tested if row.form == tested[0].form), key=lambda row: row.difference)
+        worst = p_text(max(row.p for row in tested))
+        differences = [f"{order[0].cells()[1]} to {order[-1].cells()[1]}"]
+        p_values = [worst if worst.startswith("<") else f"up to {worst}"]
+    return f"| {number} | {sentence} | {verdict_of(rows)} | {', '.join(differences)} | {', '.join(p_values)} |"
 
 
-class Verdict(NamedTuple):
-    """A Claim settled. rows, beside: a Row for each of its Parts, and for those that decide nothing."""
-
-    claim: Claim
-    verdict: str
-    rows: list
-    beside: list
-
-    @property
-    def tested(self):
-        return [row for row in self.rows if row.settled.p is not None]
-
-    def overview(self):
-        """Return the claim's row in a table; of many parts the range of differences and the largest p."""
-        differences, p_values = ([row.cells()[column] for row in self.tested] for column in (1, 2))
-        if len(self.tested) > 4:
-            order = sorted(self.tested, key=lambda row: row.settled.difference)
-            order = [row for row in order if row.form == self.tested[0].form]  # of one unit
-            worst = p_text(max(row.settled.p for row in self.tested))
-            differences = [f"{order[0].cells()[1]} to {order[-1].cells()[1]}"]
-            p_values = [worst if worst.startswith("<") else f"up to {worst}"]
-        cells = self.claim.number, self.claim.sentence, self.verdict, ", ".join(differences), ", ".join(p_values)
-        return f"| {' | '.join(cells)} |"
-
-    def details(self):
-        """Return the claim's own section."""
-        lines = ["| part | difference | p | verdict |", "|---|---:|---:|---|"]
-        lines += [f"| {' | '.join(row.cells())} |" for row in self.rows]
-        beside = [row.cells() for row in self.beside if row.settled.p is not None]
-        lines += [
-            f"| beside it: {words} | {difference} | {p} | ({verdict}) |" for words, difference, p, verdict in beside
-        ]
-        table = "\n".join(lines)
-        return f"## {self.claim.number}. {self.claim.sentence}\n\n{table}\n\n**Verdict: {self.verdict}.**"
-
-
-def judge(claim, settings):
-    """Return the Verdict on a Claim; settings: the runs, a list by setting."""
-    rows, beside = ([part.settle(settings) for part in parts] for parts in (claim.parts, claim.beside))
-    verdicts = [UNDECIDED if row.settled is DIVERGED else row.settled.verdict for row in rows]
-    return Verdict(claim, verdict_of(verdicts), rows, beside)
+def details(number, sentence, rows, beside=()):
+    """Return a claim's own section."""
+    cells = [row.cells() for row in rows] + [row.cells(is_beside=True) for row in beside if row.p is not None]
+    lines = ["| part | difference | p | verdict |", "|---|---:|---:|---|", *(f"| {' | '.join(row)} |" for row in cells)]
+    table = "\n".join(lines)
+    return f"## {number}. {sentence}\n\n{table}\n\n**Verdict: {verdict_of(rows)}.**"
 
 
 @comparison("claims")
 def claims(groups):
     """Write claims.md: each claim that these runs can test, what was measured, difference, p, and the verdict."""
-    settings = {group.config: group for group in groups if not group[0].source and group.epochs == REPORT_EPOCHS}
-    text, untested, details = ["# The claims", RULE], [], []
-    for head, listed in (("The report's claims", REPORT_CLAIMS), ("Beyond the report", OUR_CLAIMS)):
-        verdicts = [judge(claim, settings) for claim in listed]
-        tested = [verdict for verdict in verdicts if any(row.settled is not UNTESTED for row in verdict.rows)]
-        untested += [verdict.claim.number for verdict in verdicts if verdict not in tested]
+    known = {group.config: group for group in groups if not group[0].source and group.epoch == REPORT_EPOCHS}
+    text, untested, sections = ["# The claims", RULE], [], []
+    for head, claims_of in (("The report's claims", report_claims), ("Beyond the report", our_claims)):
+        listed = list(claims_of(*samplers(known)))
+        tested = [claim for claim in listed if any(row.p is not None for row in claim[2])]
+        untested += [claim[0] for claim in listed if claim not in tested]
         if tested:
             rows = ["| | claim | verdict | differences | p |", "|---:|---|---|---:|---:|"]
-            text += [f"# {head}", "\n".join(rows + [verdict.overview() for verdict in tested])]
-            details += [verdict.details() for verdict in tested]
+            text += [f"# {head}", "\n".join(rows + [overview(*claim) for claim in tested])]
+            sections += [details(*claim) for claim in tested]
     if untested:
         text.append(f"Not tested with these runs: {', '.join(untested)}; the shipped verdicts stand in {SHIPPED}.")
-    if not details:
-        tqdm.write(f"these runs can test no claim; the shipped verdicts stand in {SHIPPED}")
+    if not sections:
+        tell(f"these runs can test no claim; the shipped verdicts stand in {SHIPPED}")
         return None
-    return {"claims.md": "\n\n".join(text + details) + "\n"}
+    return {"claims.md": "\n\n".join(text + sections) + "\n"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
+# Command line --------------------------------------------------------------------------------------------------------
 
 
-def first_lines(drawings):
-    """Return a line of help for each figure, from its docstring."""
-    return "\n".join(f"    {name:14} {draw.__doc__.splitlines()[0]}" for name, draw in drawings.items())
-
-
-def visualize_run(run, names, output_dir):
-    """Draw a run's figures, by default all that its kind of network has."""
-    fitting = [name for name, drawing in FIGURES.items() if drawing.fits in (None, run.kind)]
+def draw_all(figures, names, subject, words, folder):
+    """Draw figures, functions of a subject by name, into a folder: those in names or all; words: what it is."""
     for name in names or []:
-        if name not in FIGURES:
-            raise InputError(f"the figure {name} compares several runs; name more of them, or a folder of runs")
-        if name not in fitting:
-            raise InputError(
-                f"{run.folder} is a run of {run.script}.py and has no figure {name}; it has {', '.join(fitting)}"
-            )
-    run.check_trained()
-    if run.source:
-        print(synthetic_notice(run.config.dataset))
-    chosen = dict.fromkeys(names or fitting)
-    if chosen.keys() != {"curves"}:
-        run.model  # noqa: B018, an unusable checkpoint is told before the first figure
-    for name in tqdm(chosen, unit="figure", leave=False, disable=None):
-        save(name, FIGURES[name].draw(run), output_dir)
+        if name not in figures:
+            raise InputError(f"{words} has no figure {name}; it has {', '.join(figures)}")
+    bar = tqdm(dict.fromkeys(names or figures), unit="figure", leave=False, disable=None)
+    for name in bar:
+        bar.set_description(name)
+        made = figures[name](subject)
+        if made is not None:
+            save(name, made, folder)
 
 
-def compare_runs(runs, names, output_dir):
-    """Compare several runs by their settings, by default in every way; those on real and on embedded data apart."""
-    unfit = [name for name in names or [] if name not in COMPARISONS]
-    if unfit:
-        raise InputError(f"the figure {unfit[0]} takes a single run; several are compared by {', '.join(COMPARISONS)}")
-    for run in runs:
-        if not run.record.diverged:
-            run.check_trained()
-    sources = sorted({run.source for run in runs})  # first the real ones, which have none
-    for source in sources:
-        folder = output_dir / "synthetic" if source and len(sources) > 1 else output_dir
-        if source:
-            print(f"runs on synthetic data, comparable with no others: {folder}")
-        groups = group_runs([run for run in runs if run.source == source])
-        for name in tqdm(dict.fromkeys(names or COMPARISONS), unit="figure", leave=False, disable=None):
-            made = COMPARISONS[name](groups)
-            if made is not None:
-                save(name, made, folder)
+def find_runs(folder, data_dir):
+    """Return the runs that folder is or holds and that finished an epoch; those inside that cannot be read are named.
 
-
-def find_runs(folder):
-    """Return the runs below folder that have something to show, sorted; folders named reference are passed over."""
+    Folders named reference are passed over.
+    """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; name a run's folder, such as runs/cnn_cifar10/NAME, or runs")
-    inside = (path.parent for path in sorted(folder.rglob("config.json")))
-    runs = [SavedRun(path) for path in inside if "reference" not in path.relative_to(folder).parts]
-    ended = [run for run in runs if run.history or run.record.diverged]
-    if not ended:
-        raise InputError(f"{folder} holds no run with a config.json and metrics.csv; train one first")
-    return ended
+        raise InputError(f"{folder.absolute()} is not a folder; name a run's folder, or a folder of runs")
+    if (folder / "config.json").exists():
+        return [SavedRun(folder, data_dir)]
+    runs = []
+    for path in sorted(folder.rglob("config.json")):
+        if "reference" not in path.relative_to(folder).parts:
+            try:
+                run = SavedRun(path.parent, data_dir)
+                runs += [run] if run.history else []
+            except InputError as error:
+                tell(f"{path.parent} is left out: {error}")
+    if not runs:
+        raise InputError(f"{folder.absolute()} holds no run that has finished an epoch; train one first")
+    return runs
 
 
 def work():
+    matplotlib.rcdefaults()
     matplotlib.rcParams.update(STYLE)
-    single = first_lines({name: drawing.draw for name, drawing in FIGURES.items()})
-    parser = ArgumentParser(f"{__doc__}\nFigures of a run:\n{single}\n\nOf several runs:\n{first_lines(COMPARISONS)}\n")
-    parser.add_argument("runs", nargs="+", type=folder_name, metavar="RUN", help="a run's folder, or a folder of runs")
-    parser.add_argument(
-        "--figures", nargs="+", choices=tuple(FIGURES | COMPARISONS), metavar="NAME", help="default: all that fit"
+    drawings = {name: draw for name, (draw, _) in FIGURES.items()}
+    single, several = (
+        "\n".join(f"    {name:14} {(draw.__doc__ or chr(10)).splitlines()[0]}" for name, draw in each.items())
+        for each in (drawings, COMPARISONS)
     )
-    parser.add_argument("--output-dir", type=folder_name, help="default: RUN/figures; of several, FOLDER/comparison")
+    parser = utils.make_parser(f"{__doc__}\nFigures of a run:\n{single}\n\nOf several runs:\n{several}\n")
+    flag = parser.add_argument
+    flag("runs", nargs="+", type=utils.folder_name, metavar="RUN", help="a run's folder, or a folder of runs")
+    flag("--figures", nargs="+", choices=tuple(drawings | COMPARISONS), metavar="NAME", help="default: all that fit")
+    flag("--output-dir", type=utils.folder_name, help="default: RUN/figures; of several, FOLDER/comparison")
+    flag("--data-dir", type=utils.folder_name, default="data", help="where the real sets lie; default: data")
     args = parser.parse_args()
-    first, *others = folders = [Path(name) for name in args.runs]
-    if not others and (first / "config.json").exists():
-        visualize_run(SavedRun(first), args.figures, Path(args.output_dir or first / "figures"))
+    first, runs = args.runs[0], [run for folder in args.runs for run in find_runs(folder, args.data_dir)]
+    if len(args.runs) == 1 and runs[0].folder == first:
+        if not runs[0].history:
+            raise InputError(f"{first} has finished no epoch; train it with {runs[0].command}")
+        fitting = {name: draw for name, (draw, fits) in FIGURES.items() if fits(runs[0])}
+        draw_all(fitting, args.figures, runs[0], first, args.output_dir or first / "figures")
         return
-    runs = []
-    for folder in folders:
-        runs += [SavedRun(folder)] if (folder / "config.json").exists() else find_runs(folder)
-    compare_runs(runs, args.figures, Path(args.output_dir or (Path("runs") if others else first) / "comparison"))
+    output_dir = args.output_dir or (first if len(args.runs) == 1 else Path("runs")) / "comparison"
+    if not args.figures and not args.output_dir:
+        shutil.rmtree(output_dir, ignore_errors=True)  # what an earlier comparison left
+    for source in sorted({run.source for run in runs}):  # real data first, whose words are none
+        groups = group_runs([run for run in runs if run.source == source])
+        draw_all(COMPARISONS, args.figures, groups, "the comparison", output_dir / ("synthetic" * bool(source)))
 
 
 def main():
-    run_script(work, kept="the figures that are drawn are kept, and the same command draws them all")
+    utils.run_script(work, kept="the figures that are drawn are kept, and the same command draws them all")
 
 
 if __name__ == "__main__":

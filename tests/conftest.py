@@ -1,9 +1,6 @@
-import csv
 import logging
-import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import warnings
@@ -16,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -44,22 +41,21 @@ def real_data():
 def run_command(*command, **options):
     """Run a script as a user does; return its CompletedProcess with stdout and stderr as text."""
     arguments = [sys.executable, *map(str, command)]
-    options = {"capture_output": True, "timeout": 170, **options}
-    return subprocess.run(arguments, cwd=ROOT, text=True, env={**os.environ, "PYTHONWARNINGS": "default"}, **options)
+    environment = {**os.environ, "PYTHONWARNINGS": "default", **options.pop("env", {})}
+    options = {"capture_output": True, "cwd": ROOT, **options}
+    return subprocess.run(arguments, text=True, check=False, env=environment, **options)
 
 
 @contextmanager
 def nothing_left_behind():
-    """Restore what a script sets for its whole process: signal handlers, logging, warnings."""
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handlers, level = [signal.getsignal(number) for number in numbers], logging.root.manager.disable
+    """Restore what a script sets for its whole process: logging, warnings, and the data that it read."""
+    level = logging.root.manager.disable
+    utils.load_data.cache_clear()
     try:
         with warnings.catch_warnings():
             yield
     finally:
         logging.disable(level)
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -69,7 +65,7 @@ def call(monkeypatch, capsys):
     def run_main(script, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
         is_training = hasattr(script, "train")
-        main = partial(utils.main, script.Config, script.train, script.REPORT) if is_training else script.main
+        main = partial(utils.main, script.Config, script.train, script.REPORT, "") if is_training else script.main
         with nothing_left_behind(), pytest.raises(SystemExit) as ended:
             main()
         output = capsys.readouterr()
@@ -90,48 +86,25 @@ def requested(monkeypatch):
 
 
 def train_here(script, runs_dir, data, config, epochs=2, precision="fp32"):
-    """Train an experiment in this process as its script does; return the run's folder."""
+    """Train an experiment in this process as its script does, on data, a Dataset; return the run's folder."""
     args = SimpleNamespace(
-        device="cpu", precision=precision, epochs=epochs, data_dir="data", threads=1, fresh=False, runs_dir=runs_dir
+        device="cpu",
+        precision=precision,
+        epochs=epochs,
+        data="",
+        data_dir="",
+        threads=1,
+        fresh=False,
+        runs_dir=runs_dir,
     )
-    return utils.train_one(config, data, script.train, args, alone=True).folder
-
-
-# What nobody should write into a run's folder: (part of config.json, name, value), and code in a checkpoint
-
-FORGED = [
-    (None, "script", "../../somewhere"),
-    (None, "script", ["rnn_mnist"]),
-    (None, "script", "cnn_cifar10"),
-    (None, "settings", None),
-    (None, "conditions", [1]),
-    (None, "diverged", "never"),
-    ("settings", "dataset", "mnist"),
-    ("settings", "dataset", "../../etc"),
-    ("settings", "cell", "transformer"),
-    ("settings", "cell", ["rnn"]),
-    ("settings", "hidden_size", 10**12),
-    ("settings", "hidden_size", "4"),
-    ("settings", "hidden_size", 4.5),
-    ("settings", "optimizer", "rm -rf"),
-    ("settings", "lr", -1.0),
-    ("settings", "lr", math.inf),
-    ("settings", "lr", math.nan),
-    ("settings", "momentum", 1.0),
-    ("settings", "momentum", 0.9),
-    ("settings", "batch_size", 0),
-    ("settings", "seed", True),
-    ("conditions", "epochs", 10**9),
-    ("conditions", "data_source", "imaginary"),
-    ("conditions", "data_dir", 3),
-    ("conditions", "device", "tpu"),
-    ("conditions", "precision", "fp8"),
-    ("conditions", "threads", 10**6),
-    ("conditions", "parameters", None),
-]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "load_data", lambda *_: data)
+        return utils.train_one(config, script.train, args).folder
 
 
 class Intruder:
+    """Code in a pickle: makes a folder when it is loaded."""
+
     def __init__(self, path):
         self.path = str(path)
 
@@ -144,8 +117,7 @@ class Intruder:
 
 def read_rows(folder):
     """Return the rows of metrics.csv as they stand there."""
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    return utils.read_table(folder / "metrics.csv")
 
 
 def but_seconds(rows):
@@ -156,12 +128,15 @@ def rows_but_seconds(folder):
     return but_seconds(read_rows(folder))
 
 
+def read_events(folder):
+    """Return what TensorBoard's reader makes of a run's folder."""
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
+
+
 def read_points(folder):
-    """Return (tag, step, value) of every scalar in TensorBoard's files, as written: nothing is purged."""
-    files = sorted(folder.glob("events.out.tfevents.*"))
-    events = (event for path in files for event in LegacyEventFileLoader(str(path)).Load())
-    values = ((event.step, value) for event in events for value in event.summary.value)
-    return [(value.tag, step, value.simple_value) for step, value in values if value.tag in utils.TENSORBOARD_TAGS]
+    """Return (tag, step, value) of every scalar that TensorBoard's reader gives."""
+    events = read_events(folder)
+    return [(tag, each.step, each.value) for tag in sorted(events.Tags()["scalars"]) for each in events.Scalars(tag)]
 
 
 def read_files(folder):
@@ -171,7 +146,7 @@ def read_files(folder):
 
 def trained_state(folder):
     """Return all that a run's training depends on or led to: metrics but seconds, weights, moments, random numbers."""
-    checkpoint = utils.read_checkpoint(folder, CONFIGS)
+    checkpoint = utils.load_tensors(folder / "checkpoint.pt")
     return [but_seconds(checkpoint["history"]), checkpoint["state"], checkpoint["random"]]
 
 
@@ -233,44 +208,41 @@ def copied_run(rnn_run, tmp_path):
 @pytest.fixture(scope="session")
 def digits():
     """The whole embedded set in place of MNIST."""
-    return utils.synthetic_digits()
+    return utils.load_data("mnist", "synthetic", None)
 
 
 @pytest.fixture(scope="session")
 def pictures():
     """The whole embedded set in place of CIFAR-10."""
-    return utils.synthetic_pictures()
+    return utils.load_data("cifar10", "synthetic", None)
 
 
 def first_images(split, count):
     return utils.Split(*(tensor[:count] for tensor in split))
 
 
-def made_small(make, train, test):
-    """Return an embedded set of fewer images."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "SYNTHETIC_TRAIN", train)
-        patch.setattr(utils, "SYNTHETIC_TEST", test)
-        return make()
+def small(data, train, test):
+    """Return a Dataset of fewer images."""
+    return data._replace(train=first_images(data.train, train), test=first_images(data.test, test))
 
 
 @pytest.fixture(scope="session")
-def tiny_digits():
+def tiny_digits(digits):
     """A synthetic MNIST small enough to train on in a moment."""
-    return made_small(utils.synthetic_digits, 640, 200)
+    return small(digits, 640, 200)
 
 
 @pytest.fixture(scope="session")
-def tiny_pictures():
+def tiny_pictures(pictures):
     """A synthetic CIFAR-10 small enough to train on in a moment."""
-    return made_small(utils.synthetic_pictures, 320, 100)
+    return small(pictures, 320, 100)
 
 
 @pytest.fixture
 def tiny_data(tiny_digits, tiny_pictures, monkeypatch):
     """Let the embedded sets be small; returns them by script."""
-    monkeypatch.setattr(utils, "synthetic_digits", lambda: tiny_digits)
-    monkeypatch.setattr(utils, "synthetic_pictures", lambda: tiny_pictures)
+    sets = {28: tiny_digits, 32: tiny_pictures}
+    monkeypatch.setattr(utils, "embedded_patterns", lambda size: sets[size][3:])
     return {rnn_mnist: tiny_digits, cnn_cifar10: tiny_pictures}
 
 
@@ -280,7 +252,7 @@ def noise_digits(images=1280):
     pixels = torch.from_numpy(rng.integers(256, size=(images + 100, 28, 28), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(10, size=images + 100))
     splits = (utils.Split(pixels[part], labels[part]) for part in (slice(images), slice(images, None)))
-    return utils.Dataset("mnist", "synthetic", utils.DIGITS, *splits)
+    return utils.Dataset("mnist", "synthetic", utils.EMBEDDED_CLASSES, *splits)
 
 
 NOISE_NAME = "synthetic_gru8_adam_lr0.01_seed0"
@@ -290,7 +262,7 @@ NOISE_FLAGS = "--data synthetic --device cpu --cell gru --hidden-size 8 --lr 0.0
 @pytest.fixture
 def train_on_noise(call, tmp_path, monkeypatch):
     """Call rnn_mnist.py on a little noise; returns (exit status, standard output, standard error)."""
-    monkeypatch.setattr(utils, "synthetic_digits", lambda: noise_digits(320))
+    monkeypatch.setattr(utils, "embedded_patterns", lambda size: noise_digits(320)[3:])
     return lambda *flags, runs_dir=tmp_path: call(rnn_mnist, *NOISE_FLAGS.split(), "--runs-dir", runs_dir, *flags)
 
 
@@ -316,12 +288,16 @@ def random_config(rng, config_class, most=None):
             return one.default
         if one.choices:
             return rng.choice(list(one.choices))
-        if one.kind is int:
+        if one.type is int:
             return rng.randint(one.minimum, (most or {}).get(one.name, one.maximum))
-        return 10 ** rng.uniform(-6, -2) if one.above == 0 else rng.uniform(one.minimum, one.below or one.maximum)
+        return (
+            10 ** rng.uniform(-6, -2) if one.name == "lr" else rng.uniform(max(one.minimum, -10), min(one.maximum, 10))
+        )
 
-    settings = utils.settings_of(config_class)
-    return config_class(**utils.without_unfit(settings, {one.name: value(one) for one in settings}))
+    chosen = {one.name: value(one) for one in config_class.known_settings()}
+    if chosen["optimizer"] == "adam":
+        chosen["momentum"] = 0.0
+    return config_class(**chosen)
 
 
 @pytest.fixture(autouse=True)
