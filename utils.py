@@ -62,28 +62,24 @@ class TrainingError(Exception):
     """Training failed: exit status 1."""
 
 
-def is_lack_of_memory(error):
-    text = str(error)
-    return isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text  # torch's words
-
-
 FAILURES = (InputError, TrainingError, OSError, MemoryError, RuntimeError)
 
 
 def explain(error):
-    """Return the exit status that one of FAILURES earns, and what is wrong in a line; raises what no user can cause."""
+    """Return the exit status that one of FAILURES earns, and its line; raises what no user can cause."""
     if isinstance(error, OSError):
         path, words = error.filename, error.strerror or str(error)
         if path and os.path.islink(path) and not os.path.exists(path):
             words = f"is a link to {os.readlink(path)}, which is not there"
         if error.errno in DISK_FULL:
             words += "; free some space and run the same command again"
-        return 1 if error.errno in (*DISK_FULL, errno.EIO) else 2, f"{path}: {words}" if path else words
-    if is_lack_of_memory(error):
-        return 1, "too little memory; end other programs, or take a smaller network or --batch-size"
+        words = f"error: {path}: {words}" if path else f"error: {words}"
+        return 1 if error.errno in (*DISK_FULL, errno.EIO) else 2, words
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        return 1, "error: too little memory; end other programs, or take a smaller network or --batch-size"
     if isinstance(error, RuntimeError):
         raise error
-    return 1 if isinstance(error, TrainingError) else 2, " ".join(str(error).splitlines())
+    return 1 if isinstance(error, TrainingError) else 2, " ".join(["error:", *str(error).splitlines()])
 
 
 def tell(line, stream=None):
@@ -102,7 +98,8 @@ def run_script(main, kept="what this command finished is kept, and without --fre
     Status 0: done; 1: training failed, or the disk; 2: unusable command line or input; 130: Ctrl-C, when kept is said.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # for names that its encoding cannot show
+        with suppress(AttributeError):  # a notebook's
+            stream.reconfigure(errors="backslashreplace")  # of names that its encoding cannot show
     logging.disable(logging.WARNING)
     try:
         main()
@@ -111,7 +108,6 @@ def run_script(main, kept="what this command finished is kept, and without --fre
         status, message = 130, f"interrupted; {kept}"
     except FAILURES as error:
         status, message = explain(error)
-        message = f"error: {message}"
     tell(f"{Path(sys.argv[0]).name}: {message}", sys.stderr)
     sys.exit(status)
 
@@ -119,7 +115,6 @@ def run_script(main, kept="what this command finished is kept, and without --fre
 # Data ---------------------------------------------------------------------------------------------------------------
 
 SERVER_TIMEOUT = 20  # seconds until a server that does not answer is given up
-MOST_NEARBY = 10_000  # entries of the data folder among which a file that is not in its place is sought
 
 
 class Split(NamedTuple):
@@ -150,16 +145,15 @@ def load_data(name, mode, data_dir, pixels="in-place", may_download=True):
     mode 'real' reads data_dir and downloads what is missing; 'synthetic' makes the embedded set; 'auto' is the real set
     where it can be had, else the embedded one. Raises InputError for damaged files and, but for 'auto', missing ones.
     """
-    known, source, classes = DATASETS[name], mode, EMBEDDED_CLASSES
-    try:
-        if mode != "synthetic":
+    known, splits = DATASETS[name], None
+    if mode != "synthetic":
+        try:
             splits = known.read(read_files(known, data_dir) or download(known, data_dir, may_download))
-            source, classes = "real", known.classes
-    except ConnectionError as error:
-        if mode == "real":
-            raise InputError(f"{error}; copy it there, or use another --data-dir, or --data synthetic") from None
-        say(f"{error}.")
-        source = "synthetic"
+        except ConnectionError as error:
+            if mode == "real":
+                raise InputError(f"{error}; copy it there, or use another --data-dir, or --data synthetic") from None
+            say(f"{error}.")
+    source, classes = ("real", known.classes) if splits else ("synthetic", EMBEDDED_CLASSES)
     if source == "synthetic":
         say(synthetic_notice(name))
         splits = embedded_patterns(known.size)
@@ -183,7 +177,7 @@ def read_files(known, data_dir):
     contents, plain = [], lambda path: path.name.replace(".", "-").removesuffix("-gz")
     for file, md5 in known.files.items():
         place = data_dir / known.folder / file
-        nearby = [] if place.is_file() else itertools.islice(data_dir.rglob("*"), MOST_NEARBY)
+        nearby = [] if place.is_file() else itertools.islice(data_dir.rglob("*"), 10_000)
         for path in (place, *(path for path in nearby if plain(path) == plain(place))):
             content = path.read_bytes() if path.is_file() else b""
             content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -371,7 +365,11 @@ class Config:
     """
 
     pixels: str = setting(
-        "in-place", choices=("in-place", "permuted"), tag="_", words="pixels {}", help="where they are"
+        "in-place",
+        choices=("in-place", "permuted"),
+        tag="_",
+        words="pixels {}",
+        help="permuted: in one random order, the same for all",
     )
     optimizer: str = setting(
         "adam", choices={"adam": "Adam", "sgd": "SGD"}, always=True, tag="_", words="{}", help="what takes the steps"
@@ -394,11 +392,9 @@ class Config:
     @cache
     def known_settings(cls):
         """Return the Setting of each field, the script's own before those that both scripts share."""
-        shared, found = Config.__dataclass_fields__, []
-        for one in sorted(fields(cls), key=lambda one: one.name in shared):
-            facts = shared[one.name].metadata if one.name in shared else {}
-            found.append(Setting(one.name, one.default, **facts | one.metadata))
-        return found
+        shared = {one.name: one.metadata for one in fields(Config)}
+        own_first = sorted(fields(cls), key=lambda one: one.name in shared)
+        return [Setting(one.name, one.default, **{**shared.get(one.name, {}), **one.metadata}) for one in own_first]
 
     def settings(self):
         """Return the settings with their values: (Setting, value)."""
@@ -410,10 +406,7 @@ class Config:
         said = (one.in_name(value) for one, value in self.settings() if one.always or value != one.default)
         return "".join(said).strip("_")
 
-    @property
-    def group(self):
-        """What the runs of several seeds have in common: this Config with seed 0."""
-        return replace(self, seed=0)
+    group = property(lambda self: replace(self, seed=0), doc="What the runs of several seeds have in common.")
 
     def words(self):
         """Return the experiment's words by setting, the network's first; usual values are left out."""
@@ -437,7 +430,7 @@ def read_config(folder, configs):
         values = json.loads(path.read_bytes())
         return configs[values["script"]](**values["settings"]), SimpleNamespace(**values["conditions"])
     except OSError as error:
-        raise InputError(explain(error)[1]) from None
+        raise InputError(f"{path}: {error.strerror}") from None
     except (InputError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path} is not of this version of the project ({str(error)[:100]})") from None
 
@@ -445,9 +438,7 @@ def read_config(folder, configs):
 # The run's folder: checkpoint, records, TensorBoard ------------------------------------------------------------------
 
 METRICS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
-TENSORBOARD_TAGS = {
-    f"{what.title()}/{of.title()}": f"{of}_{what}" for what in ("loss", "accuracy") for of in ("train", "test")
-}
+TENSORBOARD_TAGS = {"/".join(reversed(name.split("_"))).title(): name for name in METRICS[1:5]}  # such as Loss/Train
 
 
 def write_atomically(path, content):
@@ -479,7 +470,7 @@ def load_tensors(path):
             content.seek(0)
             return torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
-        if isinstance(error, OSError) or is_lack_of_memory(error):
+        if isinstance(error, OSError | MemoryError) or "memory" in str(error):
             raise
     raise InputError(f"{path} is damaged or not of this project; train the run again with --fresh")
 
@@ -493,7 +484,7 @@ def table_text(columns, rows):
 
 def read_table(path):
     """Return the rows of a CSV file as a list of dict of texts, empty where there is none."""
-    with suppress(FileNotFoundError), open(path, newline="", encoding="utf-8") as file:
+    with suppress(FileNotFoundError, csv.Error), open(path, newline="", encoding="utf-8", errors="replace") as file:
         return list(csv.DictReader(file))
     return []
 
@@ -517,6 +508,7 @@ class Run:
 
     def __init__(self, folder, config, args, data_source):
         self.folder, self.config, self.history, self.writer, self._checkpoint = folder, config, [], None, None
+        self._say = tell if PROCESSES == 1 else lambda line: None  # of several only what each run reached is told
         way_out = "start over with --fresh, or use another --runs-dir"
         if args.fresh or not (folder / "checkpoint.pt").exists():
             if not args.fresh and (folder / "metrics.csv").exists():
@@ -574,8 +566,9 @@ class Run:
         start, size = time.perf_counter(), self.config.batch_size
         generator = torch.Generator().manual_seed(1000 * self.config.seed + epoch)
         order = torch.randperm(len(split.images), generator=generator).to(self.device)
-        hidden = True if PROCESSES > 1 else None  # None: shown on a terminal
-        for batch in tqdm(order.split(size), f"epoch {epoch}", unit="batch", leave=False, disable=hidden):
+        for batch in tqdm(
+            order.split(size), f"epoch {epoch}", unit="batch", leave=False, disable=PROCESSES > 1 or None
+        ):
             yield split.images[batch], split.labels[batch]
         if self.device != "cpu":
             getattr(torch, self.device).synchronize()
@@ -616,10 +609,6 @@ class Run:
     def _record(self):
         settings, conditions = asdict(self.config), vars(self.conditions)
         return {"script": self.config.script, "settings": settings, "conditions": conditions}
-
-    def _say(self, line):
-        if PROCESSES == 1:
-            tell(line)
 
 
 def random_of(device):
@@ -777,7 +766,6 @@ def markdown(columns, rows):
 
 # Many experiments ----------------------------------------------------------------------------------------------------
 
-
 PROCESSES = int(os.environ.get("WORLD_SIZE") or 1)  # which work through the same list, as torchrun tells them
 IS_FIRST = int(os.environ.get("RANK") or 0) == 0
 
@@ -817,9 +805,8 @@ def new_conditions(config, args, data_source):
         precision = "bf16" if "bf16" in config.precisions and multiplies_bf16(device) else "fp32"
     conditions = SimpleNamespace(data_source=data_source, device=device, precision=precision, epochs=args.epochs)
     conditions.threads = min(args.threads, config.most_threads or args.threads)
-    conditions.versions = {name: version(name) for name in ("torch", "torchvision")} | {
-        "python": sys.version.split()[0]
-    }
+    conditions.versions = {name: version(name) for name in ("torch", "torchvision")}
+    conditions.versions["python"] = sys.version.split()[0]
     return conditions
 
 
@@ -850,22 +837,22 @@ def train_one(config, train, args, wait=True):
 
 
 def train_list(configs, train, args):
-    """Train experiments, first those that no other process trains; return their Runs, and the statuses of failed ones."""
+    """Train experiments, first what no other process trains; return their Runs, and the statuses of failed ones."""
     done, failed, start = {}, {}, time.monotonic()
     for wait in (False, True):
-        for config in configs:
-            if config in done or config in failed:
-                continue
+        left = [config for config in configs if config not in done and config not in failed]
+        if wait and left:
+            say(f"waiting for what other processes train: {len(left)} of {len(configs)} runs")
+        for config in left:
             try:
                 done[config] = train_one(config, train, args, wait)
             except Timeout:  # another process trains it
                 continue
             except FAILURES as error:
-                status, message = explain(error)
+                failed[config], message = explain(error)
                 if len(configs) == 1 or getattr(error, "errno", None) in DISK_FULL:
                     raise
-                failed[config] = status
-                tell(f"error: {message}", sys.stderr)
+                tell(message, sys.stderr)
             if len(configs) > 1:
                 say(f"{len(done) + len(failed)} of {len(configs)} runs, {(time.monotonic() - start) / 60:.0f} min")
     return [done[config] for config in configs if config in done], list(failed.values())
@@ -880,12 +867,11 @@ def run_experiments(configs, train, args, report):
         tell(markdown(RESULTS, [result(group, epoch, report) for group in grouped(runs)]))
         for name in {run.config.dataset for run in runs if run.conditions.data_source == "synthetic"}:
             tell(synthetic_notice(name))
-        beside = {path.parent for path in runs[0].folder.parent.glob("*/events.out.tfevents.*")}
-        curves = (
-            runs[0].folder.parent if len(beside) <= 40 else runs[0].folder
-        )  # of more TensorBoard shows none at first
+        folder = runs[0].folder
+        beside = {path.parent for path in folder.parent.glob("*/events.out.tfevents.*")}
+        curves = folder.parent if len(beside) <= 40 else folder  # of more runs TensorBoard shows no curve at first
         tell(f"\nNext:\n  {typed('tensorboard', '--logdir', curves)}")
-        tell(f"  {typed('python', 'visualize.py', args.runs_dir if len(configs) > 1 else runs[0].folder)}")
+        tell(f"  {typed('python', 'visualize.py', args.runs_dir if len(configs) > 1 else folder)}")
     if failed and IS_FIRST:  # another process that failed would end them all
         message = f"{len(failed)} of {len(configs)} runs could not be trained, for the reasons given above"
         raise TrainingError(message) if 1 in failed else InputError(message)
@@ -945,8 +931,7 @@ def parse_experiments(config_class, report, parser):
         parser.error(f"argument --report: brings its own settings; leave out {own[0]}")
     if args.fresh and PROCESSES > 1:
         parser.error("argument --fresh: several processes cannot start over together; delete the run folders instead")
-    if not 1 <= args.epochs <= 999:
-        parser.error(f"argument --epochs: {args.epochs} is not from 1 to 999")
+    Setting("epochs", 10, minimum=1, maximum=999).check(args.epochs)
     if args.report:
         configs = [replace(row.config, seed=seed) for seed in grid["seed"] for row in report]
     else:

@@ -443,10 +443,8 @@ def readable_layers(run):
     for state, model in {"trained": run.model, "untrained": run.untrained_model()}.items():
         fitted, tested = (layer_features(model, images) for images in (train.images[:RIDGE_IMAGES], test.images))
         labels = train.labels[:RIDGE_IMAGES], test.labels
-        found[state] = {
-            layer: readable(features, labels[0], tested[layer], labels[1], len(run.data.classes))
-            for layer, features in fitted.items()
-        }
+        pairs = {layer: (features, labels[0], tested[layer], labels[1]) for layer, features in fitted.items()}
+        found[state] = {layer: readable(*pair, len(run.data.classes)) for layer, pair in pairs.items()}
     return found
 
 
@@ -759,9 +757,8 @@ def invariance(run, count=500):
         draw_mosaic(row[0], pictures, [f"{amount:g}" for amount in shown], 3, 4, room=room, vmin=0, vmax=255)
         row[0].set(xlabel=kind)
         *distances, right = sensitivity(run.model, images, labels, kind)
-        for axes, name, values in zip(
-            row[1:], ("first layer moves by", "last layer moves by"), distances, strict=False
-        ):
+        names = ("first layer moves by", "last layer moves by")
+        for axes, name, values in zip(row[1:], names, distances, strict=False):
             low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
             axes.fill_between(amounts, low, high, color=AFTER, alpha=0.2, linewidth=0)
             axes.plot(amounts, middle, color=AFTER)
@@ -800,8 +797,8 @@ def occluded(image, size):
 def occlude(model, image, label, size):
     """Slide a gray square over an image (1, H, W), its centre on each pixel in turn (section 4.2).
 
-    Returns the probability of the true class, the most probable class, int64, the sum of a feature map, each (H, W), and
-    that map's number: the one of the last convolution with the highest peak without the square.
+    Returns the probability of the true class, the most probable class, int64, a feature map's sum, each (H, W), and the
+    map's number: the one of the last convolution with the highest peak without the square.
     """
     layer = convolutions(model)[-1]
     feature_map = model.outputs(image)[layer].amax((0, 2, 3)).argmax()
@@ -990,9 +987,8 @@ def gabor(run, best=8):
     axes.legend()
     axes.grid(alpha=0.3)
     layer = convolutions(run.model)[0]
-    drawn.suptitle(
-        f"Gabor functions fitted to the {len(kernels)} kernels of {layer}: the best fits, and all\n{run.title}"
-    )
+    about = f"Gabor functions fitted to the {len(kernels)} kernels of {layer}: the best fits, and all"
+    drawn.suptitle(f"{about}\n{run.title}")
     start, rows = fits["untrained"][0].flatten(1), []
     for name, (each, fit) in fits.items():
         cosines = F.cosine_similarity(each.flatten(1), start)
@@ -1173,10 +1169,8 @@ class Group(list):
     def __init__(self, runs, epoch):
         super().__init__(runs)
         self.config, self.epoch, known = self[0].config.group, epoch, utils.find_reported(self[0], epoch, REPORT)
-        self.accuracies, self.reported = (
-            [run.test_accuracy(epoch) for run in self],
-            None if known.remark else known.accuracy,
-        )
+        self.accuracies = [run.test_accuracy(epoch) for run in self]
+        self.reported = None if known.remark else known.accuracy
 
 
 def group_runs(runs):
@@ -1226,11 +1220,9 @@ def families_of(groups, name):
 
 def usual(groups):
     """Return the groups in which the settings of HAS_OWN_PICTURE have their defaults, or all where none has."""
-
-    def is_usual(group):
-        return all(value == one.default for one, value in group.config.settings() if one.name in HAS_OWN_PICTURE)
-
-    return [group for group in groups if is_usual(group)] or groups
+    special = [{one.name for one, value in group.config.settings() if value != one.default} for group in groups]
+    found = [group for group, names in zip(groups, special, strict=True) if not names.intersection(HAS_OWN_PICTURE)]
+    return found or groups
 
 
 def colour_of(group):
@@ -1506,7 +1498,7 @@ def tensorboard_means(groups):
                     writer.add_scalar(tag, np.mean([run.history[number][column] for run in group]), number + 1)
             name = group[0].folder.name.rpartition("_seed")[0] + f"_{len(group)}seeds"
             (events,) = Path(folder).iterdir()
-            made[f"tensorboard/{group.config.script}/{name}/events.out.tfevents.means"] = events.read_bytes()
+            made[f"tensorboard/{group.config.script}/{name}/events.out.tfevents.run"] = events.read_bytes()
     return made
 
 
@@ -1714,42 +1706,32 @@ def report_claims(of, cnn, rnn):
     """Yield the report's claims: number, sentence, the Rows that decide it and, for some, those that stand beside."""
     rows = [pair(cnn(), cnn(optimizer="sgd")), pair(rnn("rnn", 5), rnn("rnn", 5, optimizer="sgd"))]
     yield "1", "Adam beats SGD on both tasks, at the report's rate.", rows
-
     rows = [pair(cnn(**OWN_RATE), cnn()), pair(rnn(optimizer="sgd", lr=0.01), rnn())]
     beside = [pair(cnn(**OWN_RATE), cnn(lr=1e-3))]
     yield "1b", "SGD at a rate of its own beats the report's Adam on both tasks.", rows, beside
-
     rows = [pair(cnn(), cnn(lr=1e-3)), pair(cnn(), cnn(lr=1e-3), within=1.0)]
     yield "2", "On the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar within 1 point.", rows
-
     rows = [pair(rnn("rnn", 5), rnn("rnn", 5, lr=lr)) for lr in (1e-1, 1e-4, 1e-5)]
     yield "3", "For the RNN with 5 units 1e-3 is the best rate among 1e-1, 1e-3, 1e-4 and 1e-5.", rows
-
     rows = [beats(rnn("rnn", more), rnn("rnn", less)) for less, more in ((5, 10), (10, 20), (20, 30))]
     rows += [beats(rnn("gru", 30), rnn("gru", 20)), beats(rnn("lstm", 30), rnn("lstm", 20), within=0.5)]
     yield "4", "More hidden units give more accuracy; in the LSTM 20 and 30 are similar within 0.5 points.", rows
-
     rows = []
     for config, epoch in itertools.product((row.config for row in REPORT), (1, 5)):
         early = of(config, partial(SavedRun.test_accuracy, epoch=epoch), f"epoch {epoch}")
         rows.append(pair(of(config, words=f"{config.sentence()}: epoch {REPORT_EPOCHS}"), early))
     yield "5", "More epochs give more accuracy.", rows
-
     rows = [beats(rnn(cell, size), rnn("rnn", size)) for cell in ("gru", "lstm") for size in (20, 30)]
     rows += [beats(rnn("gru"), rnn("rnn", 55)), beats(rnn("lstm"), rnn("rnn", 64))]
     yield "6", "GRU and LSTM beat the RNN, with as many units and with as many weights.", rows
-
     lstm, gru = (rnn(cell, measure=lambda run: float(run.conditions.parameters)) for cell in ("lstm", "gru"))
     yield "7a", "The LSTM has more weights than the GRU.", [beats(lstm, gru, form="{:,.0f} weights")]
-
     lstm, gru = (rnn(cell, measure=utils.epoch_seconds) for cell in ("lstm", "gru"))
     rows = [beats(lstm, gru, form="{:.1f} s an epoch")]
     yield "7b", "The LSTM takes more time than the GRU, on this processor with this library.", rows
-
     rows = [beats(cnn(dataset="mnist"), rnn(cell)) for cell in ("rnn", "gru", "lstm")]
     rows.append(beats(rnn("gru"), cnn(dataset="mnist"), within=0.5))
     yield "8", "On MNIST the CNN beats all three, and the GRU is nearly its equal (within 0.5 points).", rows
-
     trained, shuffled = (from_table("gabor", "r2", kernels=kernels) for kernels in ("trained", "shuffled"))
     rows = []
     for words, settings in (("at 1e-4", {"lr": 1e-4}), ("at 1e-3", {"lr": 1e-3}), ("by SGD at 0.02", OWN_RATE)):
@@ -1762,7 +1744,6 @@ def report_claims(of, cnn, rnn):
         "The CNN's first kernels resemble Gabor functions, better than the same kernels with their pixels shuffled."
     )
     yield "9", sentence, rows[:2], rows[2:]
-
     rows = []
     for epoch, when in ((0, "untrained"), (REPORT_EPOCHS, "trained")):
         plain = rnn(measure=gradient_kept("hidden", epoch), words=f"RNN, {when}")
@@ -1770,14 +1751,10 @@ def report_claims(of, cnn, rnn):
             words = f"{cell.upper()}, {state} state, {when}: kept a step back, steps 25 to 5"
             rows.append(beats(rnn(cell, 30, gradient_kept(state, epoch), words), plain, form="{:.3f}"))
     yield "10a", "Gradients reach further back in the gated cells.", rows
-
-    forgotten = {
-        cell: lost(
-            f"by the {cell.upper()}, 28 blank rows after the digit instead of before it",
-            *(rnn(cell, rows_before=28), rnn(cell, rows_after=28)),
-        )
-        for cell in ("rnn", "gru", "lstm")
-    }
+    forgotten = {}
+    for cell in ("rnn", "gru", "lstm"):
+        words = f"by the {cell.upper()}, 28 blank rows after the digit instead of before it"
+        forgotten[cell] = lost(words, rnn(cell, rows_before=28), rnn(cell, rows_after=28))
     rows = [beats(forgotten["rnn"], forgotten["gru"], form="{:.2f} points")]
     beside = [beats(forgotten["lstm"], forgotten["rnn"], form="{:.2f} points")]
     sentence = "The gated cells remember for longer: 28 blank rows after the digit cost the RNN more than the GRU."
@@ -1801,7 +1778,6 @@ def our_claims(of, cnn, rnn):
     rows.append(foretells("lstm", (None, 1.0, 2.0)))
     sentence = "How far an LSTM learns to remember is set by the bias that its forget gates start with."
     yield "11", sentence, rows, [foretells("rnn"), foretells("gru")]
-
     every = ("fc1", "conv1", "conv2", "conv1+conv2")
     without = {layers: lost(f"without {layers}", cnn(), cnn(without=layers)) for layers in every}
     rows = [beats(without["fc1"], without[layer], form="{:.2f} points") for layer in ("conv1", "conv2")]
@@ -1890,14 +1866,15 @@ def draw_all(figures, names, subject, words, folder):
 
 
 def find_runs(folder, data_dir):
-    """Return the runs that folder is or holds and that finished an epoch; those inside that cannot be read are named.
+    """Return the run that folder is, or the runs below it that finished an epoch; what cannot be read there is named.
 
     Folders named reference are passed over.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder.absolute()} is not a folder; name a run's folder, or a folder of runs")
     if (folder / "config.json").exists():
-        return [SavedRun(folder, data_dir)]
+        run = SavedRun(folder, data_dir)
+        if not run.history:
+            raise InputError(f"{folder} has finished no epoch; train it with {run.command}")
+        return [run]
     runs = []
     for path in sorted(folder.rglob("config.json")):
         if "reference" not in path.relative_to(folder).parts:
@@ -1907,7 +1884,8 @@ def find_runs(folder, data_dir):
             except InputError as error:
                 tell(f"{path.parent} is left out: {error}")
     if not runs:
-        raise InputError(f"{folder.absolute()} holds no run that has finished an epoch; train one first")
+        words = "holds no run that has finished an epoch" if folder.is_dir() else "is not a folder"
+        raise InputError(f"{folder.absolute()} {words}; name a run's folder, or a folder of runs")
     return runs
 
 
@@ -1915,11 +1893,10 @@ def work():
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(STYLE)
     drawings = {name: draw for name, (draw, _) in FIGURES.items()}
-    single, several = (
-        "\n".join(f"    {name:14} {(draw.__doc__ or chr(10)).splitlines()[0]}" for name, draw in each.items())
-        for each in (drawings, COMPARISONS)
-    )
-    parser = utils.make_parser(f"{__doc__}\nFigures of a run:\n{single}\n\nOf several runs:\n{several}\n")
+    lines = [__doc__ or ""]
+    for head, drawn in (("Figures of a run:", drawings), ("\nOf several runs:", COMPARISONS)):
+        lines += [head, *(f"    {name:14} {(draw.__doc__ or ' ').splitlines()[0]}" for name, draw in drawn.items())]
+    parser = utils.make_parser("\n".join(lines))
     flag = parser.add_argument
     flag("runs", nargs="+", type=utils.folder_name, metavar="RUN", help="a run's folder, or a folder of runs")
     flag("--figures", nargs="+", choices=tuple(drawings | COMPARISONS), metavar="NAME", help="default: all that fit")
@@ -1928,8 +1905,6 @@ def work():
     args = parser.parse_args()
     first, runs = args.runs[0], [run for folder in args.runs for run in find_runs(folder, args.data_dir)]
     if len(args.runs) == 1 and runs[0].folder == first:
-        if not runs[0].history:
-            raise InputError(f"{first} has finished no epoch; train it with {runs[0].command}")
         fitting = {name: draw for name, (draw, fits) in FIGURES.items() if fits(runs[0])}
         draw_all(fitting, args.figures, runs[0], first, args.output_dir or first / "figures")
         return
