@@ -532,10 +532,7 @@ class Run:
     epoch = property(lambda self: len(self.history), doc="The last epoch that was finished, 0 at the start.")
 
     def resume(self, **parts):
-        """Restore the parts of an experiment from the checkpoint, if there is one, and open TensorBoard's file.
-
-        parts: whatever has a state_dict and is to continue where it was, the model among them.
-        """
+        """Restore parts, whatever has a state_dict, from the checkpoint if there is one; open TensorBoard's file."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._parts, begun = parts, ""
@@ -637,7 +634,7 @@ def hyperparameters(config, conditions, **others):
 def locked(folder, wait=True, name=".lock"):
     """Return a context that holds a folder by a lock, which dies with this process.
 
-    Where another one holds it, raises Timeout or waits; on a file system without locks the work goes on without.
+    Where another one holds it, raises Timeout or waits; a file system without locks ends no work.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -645,7 +642,7 @@ def locked(folder, wait=True, name=".lock"):
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
             raise
-        say(f"{folder} lies on a file system without locks; let no other process train there")
+        say_once("this file system has no locks: let no other process train there")
         return nullcontext()
 
 
@@ -774,6 +771,11 @@ def say(line):
     """Print a line that concerns all processes, in the first one only."""
     if IS_FIRST:
         tell(line)
+
+
+@cache
+def say_once(line):
+    say(line)
 
 
 def share_of_cores():

@@ -1911,9 +1911,11 @@ def work():
     output_dir = args.output_dir or (first if len(args.runs) == 1 else Path("runs")) / "comparison"
     if not args.figures and not args.output_dir:
         shutil.rmtree(output_dir, ignore_errors=True)  # what an earlier comparison left
-    for source in sorted({run.source for run in runs}):  # real data first, whose words are none
+    sources = sorted({run.source for run in runs})  # real data first, whose words are none
+    for source in sources:
         groups = group_runs([run for run in runs if run.source == source])
-        draw_all(COMPARISONS, args.figures, groups, "the comparison", output_dir / ("synthetic" * bool(source)))
+        folder = output_dir / "synthetic" if source and len(sources) > 1 else output_dir
+        draw_all(COMPARISONS, args.figures, groups, "the comparison", folder)
 
 
 def main():
