@@ -88,14 +88,10 @@ class LeNet5(nn.Module):
 
     def outputs(self, images):
         """Return what each layer makes of images (N, H, W) of gray values 0 to 255, by the layer's name, in order."""
-        return self.pass_through(self.layers, images.unsqueeze(1).float().div(255))
-
-    def pass_through(self, layers, inputs):
-        """Return what each of some layers makes of what the one before it put out, by name, in order."""
-        outputs = {}
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            for name, layer in layers.named_children():
-                inputs = outputs[name] = layer(inputs)
+        maps, outputs = images.unsqueeze(1).float().div(255), {}
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            for name, layer in self.layers.named_children():
+                maps = outputs[name] = layer(maps)
         return outputs
 
 

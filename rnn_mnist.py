@@ -30,7 +30,7 @@ class Config(utils.Config):
     """The settings of an experiment; those that both scripts share are in utils.Config."""
 
     dataset: str = setting("mnist", choices=READABLE, tag="_", words="on {}", help="what the network classifies")
-    cell: str = setting("rnn", choices=tuple(CELLS), always=True, tag="", words="", help="kind of recurrent layer")
+    cell: str = setting("rnn", choices=tuple(CELLS), always=True, tag="_", words="", help="kind of recurrent layer")
     hidden_size: int = setting(
         30, minimum=1, maximum=4096, always=True, tag="", words="{} hidden units", help="hidden units of each layer"
     )

@@ -773,9 +773,7 @@ def say(line):
         tell(line)
 
 
-@cache
-def say_once(line):
-    say(line)
+say_once = cache(say)
 
 
 def share_of_cores():

@@ -70,6 +70,11 @@ class SavedRun:
         return "" if self.conditions.data_source == "real" else ", synthetic data"
 
     @property
+    def length(self):
+        """How long the run was trained, in words."""
+        return f"{len(self.history)} epoch{'s' * (len(self.history) > 1)}"
+
+    @property
     def command(self):
         """The command line that trains the run."""
         return self.config.command(*["--data", "synthetic"] * bool(self.source))
@@ -362,7 +367,7 @@ def filters(run):
         picture, *_ = draw_mosaic(axes, kernels, numbers, columns=4, gap=1, room=2, vmin=-limit, vmax=limit)
         axes.set(title=title)
         drawn.colorbar(picture, ax=axes, label="weight", orientation="horizontal", shrink=0.9, ticks=MaxNLocator(4))
-    drawn.suptitle(f"The kernels of {convolutions(run.model)[0]}, after epoch {len(run.history)}\n{run.title}")
+    drawn.suptitle(f"The kernels of {convolutions(run.model)[0]}, after {run.length}\n{run.title}")
     return drawn
 
 
@@ -690,7 +695,7 @@ def evolution(run, count=16):
     return drawn
 
 
-# Invariance, occlusion and silenced maps, after Zeiler & Fergus (2013), and Gabor functions --------------------------
+# Invariance and occlusion, after Zeiler & Fergus (2013), and Gabor functions -----------------------------------------
 
 # The amounts of Fig. 5: pixels downwards, times as large, degrees counterclockwise.
 TRANSFORMATIONS = {
@@ -841,40 +846,6 @@ def occlusion(run, size=8, count=5):
             axes.set(xticks=[], yticks=[])
             axes.set_title(head if number == chosen[0] else "", fontsize=8)
     drawn.suptitle(f"A gray {size} x {size} square hides each part of the image in turn\n{run.title}")
-    return drawn
-
-
-@torch.inference_mode()
-def predict_without_maps(model, images, layer, batch_size=500):
-    """Return the predicted classes, int64 (C, N), when one feature map of a convolution after the other is silenced.
-
-    images: (N, H, W), 0 to 255. A map that is silenced is zero everywhere.
-    """
-    rest, collected = model.layers[len(layers_up_to(model, layer)) :], []
-    for batch in images.split(batch_size):
-        maps, predicted = model.outputs(batch)[layer], []
-        for number in range(maps.shape[1]):
-            silenced = maps.clone()
-            silenced[:, number] = 0
-            *_, logits = model.pass_through(rest, silenced).values()
-            predicted.append(logits.argmax(1))
-        collected.append(torch.stack(predicted))
-    return torch.cat(collected, dim=1)
-
-
-@figure(has_convolutions)
-def contribution(run, count=2000):
-    """Draw the accuracy lost when one feature map is silenced, ranked."""
-    (images, labels), layers = (tensor[:count] for tensor in run.data.test), convolutions(run.model)
-    right = (run.probabilities[:count].argmax(1) == labels).double().mean()
-    drawn = Figure(figsize=(WIDTH, 2 * len(layers) + 0.6))
-    for axes, layer in zip(drawn.subplots(len(layers), sharey=True), layers, strict=True):
-        left = (predict_without_maps(run.model, images, layer) == labels).double().mean(1)
-        axes.bar(range(len(left)), 100 * (right - left).sort(descending=True).values, color="0.6")
-        axes.set(title=f"one feature map of {layer}", xlabel="feature maps, ranked", ylabel="points lost")
-        axes.margins(x=0.01)
-    about = f"accuracy lost when one is silenced, over the first {len(images):,} test images"
-    drawn.suptitle(f"What feature maps are worth: {about}\n{run.title}")
     return drawn
 
 
@@ -1072,10 +1043,8 @@ def gradients(run):
     drawn = Figure(figsize=(WIDTH, 3.4))
     *panels, last = drawn.subplots(1, len(states) + 1)
     for axes, state in zip(panels, states, strict=True):
-        for epoch, label, colour in (
-            (0, "untrained", BEFORE),
-            (len(run.history), f"after epoch {len(run.history)}", AFTER),
-        ):
+        ends = (0, "untrained", BEFORE), (len(run.history), f"after {run.length}", AFTER)
+        for epoch, label, colour in ends:
             norms = lines[epoch][state]
             if state == "cell":
                 norms = norms[:-1]  # the last cell state is read by nothing
@@ -1203,7 +1172,7 @@ def labels_of(groups):
         every.append({"network": group.config.network, **words})
     names = dict.fromkeys(name for words in said for name in words)
     differing = [name for name in names if len({words.get(name) for words in every}) > 1]
-    own = [", ".join(words[name] for name in differing if words.get(name)) for words in every]
+    own = [", ".join(text for name, text in words.items() if name in differing and text) for words in every]
     common = [words for name, words in said[0].items() if name not in (*differing, "seed")]
     return own, ", ".join(common) + groups[0][0].source
 
@@ -1290,7 +1259,7 @@ def draw_families(families, columns, draw, about):
     panels = drawn.subplots(rows, columns, squeeze=False).flat
     for family, axes in zip(families, panels, strict=False):
         draw(axes, family)
-        axes.set_title(textwrap.fill(labels_of(family)[1], 120 // columns))
+        axes.set_title(textwrap.fill(labels_of(family)[1], 105 // columns))
     for axes in panels:  # what is left of the last row
         axes.set_axis_off()
     drawn.suptitle(about)
