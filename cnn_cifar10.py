@@ -7,7 +7,7 @@
     python cnn_cifar10.py --dataset mnist --pixels permuted    with the pixels of all images in one random order
     python cnn_cifar10.py --report                  all the report's experiments, then a table
     python cnn_cifar10.py --lr 1e-3 1e-4 --seed 0 1 2    every combination of the values
-    python cnn_cifar10.py --data synthetic          on embedded pictures, where there is neither data nor network
+    python cnn_cifar10.py --data synthetic          on embedded patterns, where there is neither data nor network
 
 The run's folder, runs/cnn_cifar10/..., gets TensorBoard's events, metrics.csv, the checkpoint and the convolution
 weights after every epoch.

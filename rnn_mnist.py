@@ -6,7 +6,7 @@
     python rnn_mnist.py --report                    all the report's experiments, then a table
     python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    every combination of the values
     python rnn_mnist.py --cell lstm --rows-after 28 --keep-bias 1    hold what was read, with gates that start open
-    python rnn_mnist.py --data synthetic            on embedded digits, where there is neither data nor network
+    python rnn_mnist.py --data synthetic            on embedded patterns, where there is neither data nor network
 
 The run's folder, runs/rnn_mnist/..., gets TensorBoard's events, metrics.csv, the checkpoint and the weights after every
 epoch.

@@ -24,6 +24,7 @@ import sys
 import time
 import warnings
 import zipfile
+import zlib
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -84,12 +85,11 @@ def explain(error):
 
 def tell(line, stream=None):
     """Print a line on standard output or another stream; where nobody can read it any more, the work goes on."""
-    stream = stream or sys.stdout
     try:
         print(line, file=stream, flush=True)
     except OSError:
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
 def run_script(main, kept="what this command finished is kept, and without --fresh it continues"):
@@ -179,11 +179,11 @@ def read_files(known, data_dir):
         place = data_dir / known.folder / file
         nearby = [] if place.is_file() else itertools.islice(data_dir.rglob("*"), 10_000)
         for path in (place, *(path for path in nearby if plain(path) == plain(place))):
-            content = path.read_bytes() if path.is_file() else b""
-            content = gzip.decompress(content) if path.suffix == ".gz" else content
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
-                contents.append(content)
-                break
+            with suppress(FileNotFoundError, IsADirectoryError, gzip.BadGzipFile, EOFError, zlib.error):
+                content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+                if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
+                    contents.append(content)
+                    break
         else:
             if place.is_file():
                 raise InputError(f"{place} is damaged (its MD5 sum is not {md5}); delete it to have it downloaded")
@@ -200,8 +200,9 @@ def download(known, data_dir, may_download):
 
     missing = next(path for file in known.files if not (path := data_dir / known.folder / file).is_file())
     folder = next(each for each in missing.absolute().parents if each.is_dir())
-    found = ", ".join(sorted(os.listdir(folder))[:6]) or "nothing"
-    words = f"{known.words}: {missing} is missing, {folder} holds {found}"
+    words = (
+        f"{known.words}: {missing} is missing, {folder} holds {', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'}"
+    )
     if not may_download:
         raise InputError(f"{words}; a training script downloads it, and --data-dir says where else it lies")
     dataset_class = getattr(datasets, known.torchvision)
@@ -379,8 +380,7 @@ class Config:
     batch_size: int = setting(64, minimum=1, maximum=60_000, tag="_batch", words="batch {}", help="images of a step")
     seed: int = setting(0, minimum=0, maximum=2**31 - 1, always=True, help="of initial weights and order of images")
 
-    precisions = ("fp32",)
-    most_threads = None
+    precisions, most_threads = ("fp32",), None
 
     def __post_init__(self):
         for one, value in self.settings():
@@ -817,21 +817,21 @@ def train_one(config, train, args, wait=True):
     is_complete = not args.fresh and len(read_table(folder / "metrics.csv")) >= args.epochs
     with nullcontext() if is_complete else locked(folder, wait):
         run = Run(folder, config, args, data.source)
-        if run.epoch >= run.conditions.epochs:
-            if not is_complete:  # a kill came between the checkpoint and metrics.csv
-                run.write_metrics()
-            say(f"{folder}: complete after epoch {run.epoch}; a larger --epochs extends it, --fresh starts over")
-            return run
-        torch.set_num_threads(run.conditions.threads)
-        torch.manual_seed(config.seed)
         try:
-            train(config, run, data.to(run.device))
+            if run.epoch < run.conditions.epochs:
+                torch.set_num_threads(run.conditions.threads)
+                torch.manual_seed(config.seed)
+                train(config, run, data.to(run.device))
+            else:
+                say(f"{folder}: complete after epoch {run.epoch}; a larger --epochs extends it, --fresh starts over")
+                if not is_complete:  # a kill came between the checkpoint and metrics.csv
+                    run.write_metrics()
         except TrainingError as error:
             where = f"in epoch {run.epoch + 1} at learning rate {number_text(config.lr)}; what it finished is kept"
             raise TrainingError(f"{folder}: {error} {where}; try a smaller --lr") from None
         finally:
             run.close()
-    if PROCESSES > 1:
+    if PROCESSES > 1 and not is_complete:
         tell(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}")
     return run
 

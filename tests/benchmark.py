@@ -79,7 +79,7 @@ def suite_epochs(script, *flags):
         with tempfile.TemporaryDirectory() as folder:
             run_script(script, "--data", "real", "--epochs", "1", "--runs-dir", folder, *flags)
             (metrics,) = Path(folder).rglob("metrics.csv")
-            yield utils.read_metrics(metrics.parent)[-1]["seconds"]
+            yield float(utils.read_table(metrics)[-1]["seconds"])
 
 
 def in_turn(repeats, contestants):
@@ -126,7 +126,7 @@ def cnn(repeats):
 
 
 def usual_digits():
-    normalise = transforms.Normalize((rnn_mnist.MNIST_MEAN,), (rnn_mnist.MNIST_STD,))
+    normalise = transforms.Normalize((utils.DATASETS["mnist"].mean,), (utils.DATASETS["mnist"].std,))
     return datasets.MNIST(ROOT / "data", train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
 
 
@@ -247,13 +247,13 @@ def logging(repeats):
         flags = ["cnn_cifar10.py", "--data", "real", "--epochs", str(repeats), "--runs-dir", folder]
         with (
             mock.patch.object(sys, "argv", flags),
-            mock.patch.object(utils.Run, "take_up", timed(utils.Run.take_up)),
+            mock.patch.object(utils.Run, "resume", timed(utils.Run.resume)),
             mock.patch.object(utils.Run, "finish", timed(utils.Run.finish)),
             mock.patch.object(cnn_cifar10, "log_convolutions", timed(cnn_cifar10.log_convolutions)),
             suppress(SystemExit),
         ):
             start = time.perf_counter()
-            utils.main(cnn_cifar10.Config, cnn_cifar10.train, cnn_cifar10.REPORT)
+            utils.main(cnn_cifar10.Config, cnn_cifar10.train, cnn_cifar10.REPORT, "")
         whole = time.perf_counter() - start
     print(
         f"TensorBoard, checkpoints, snapshots and metrics: {100 * sum(keeping) / whole:.1f} % of {repeats} CNN epochs"

@@ -9,27 +9,57 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+CELLS = pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+SIZE = 5  # hidden units of the small networks
+
 
 def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def lenet5(dataset="cifar10", precision="fp32"):
-    return LeNet5(cnn_cifar10.Config(dataset=dataset), precision)
+def lenet5(precision="fp32", **settings):
+    torch.manual_seed(3)
+    return LeNet5(cnn_cifar10.Config(**settings), precision)
 
 
-def row_reader(cell, hidden_size, **settings):
+def row_reader(cell, hidden_size=SIZE, **settings):
+    torch.manual_seed(3)
     return RowReader(rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings))
 
 
+def some_images(count, size):
+    return torch.randint(256, (count, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+# LeNet-5
+
+
 def test_lenet5_has_the_layers_of_the_report():
-    model = lenet5()
-    shapes = [tuple(parameter.shape) for name, parameter in model.named_parameters() if name.endswith("weight")]
-    assert shapes == [(32, 1, 5, 5), (64, 32, 5, 5), (1024, 4096), (10, 1024)]
-    assert count_parameters(model) == 4_257_674
-    assert count_parameters(lenet5("mnist")) == 4_257_674 - 1024 * (4096 - 7 * 7 * 64)
+    shapes = {name: tuple(parameter.shape) for name, parameter in lenet5().layers.named_parameters()}
+    assert shapes == {
+        **{"conv1.weight": (32, 1, 5, 5), "conv1.bias": (32,), "conv2.weight": (64, 32, 5, 5), "conv2.bias": (64,)},
+        **{"fc1.weight": (1024, 4096), "fc1.bias": (1024,), "fc2.weight": (10, 1024), "fc2.bias": (10,)},
+    }
+    assert count_parameters(lenet5()) == 4_257_674
+    assert count_parameters(lenet5(dataset="mnist")) == 4_257_674 - 1024 * (4096 - 7 * 7 * 64)
 
 
+def plain_lenet5(weights, images):
+    """Return logits and the maps before them as they are usually written: convolution, ReLU, pooling; a dict."""
+    made, maps = {}, images[:, None] / 255
+    for number in (1, 2):
+        if f"conv{number}.weight" in weights:
+            maps = F.conv2d(maps, weights[f"conv{number}.weight"], weights[f"conv{number}.bias"], padding=2)
+            made[f"conv{number}"] = maps
+        maps = made[f"relu{number}"] = F.max_pool2d(F.relu(maps), 2)
+    features = made["flatten"] = maps.permute(0, 2, 3, 1).reshape(len(images), -1)
+    if "fc1.weight" in weights:
+        features = made["relu_fc1"] = F.relu(F.linear(features, weights["fc1.weight"], weights["fc1.bias"]))
+    made["fc2"] = F.linear(features, weights["fc2.weight"], weights["fc2.bias"])
+    return made
+
+
+@pytest.mark.parametrize(("dataset", "size"), [("cifar10", 32), ("mnist", 28)])
 @pytest.mark.parametrize(
     ("without", "expected", "names"),
     [
@@ -40,12 +70,27 @@ def test_lenet5_has_the_layers_of_the_report():
         ("conv1+conv2", 76_810, "pool1 relu1 pool2 relu2 flatten fc1 relu_fc1 fc2"),
     ],
 )
-def test_a_network_trained_without_a_layer_keeps_its_poolings(without, expected, names):
-    model = LeNet5(cnn_cifar10.Config(without=without))
-    assert count_parameters(model) == expected
-    outputs = model.outputs(torch.randint(256, (2, 32, 32), dtype=torch.uint8))
+def test_lenet5_is_the_plain_network_also_without_a_layer(dataset, size, without, expected, names):
+    model, images = lenet5(dataset=dataset, without=without), some_images(3, size)
+    assert dataset == "mnist" or count_parameters(model) == expected
+    outputs, plain = model.outputs(images), plain_lenet5(dict(model.layers.named_parameters()), images)
     assert " ".join(outputs) == names
-    assert [outputs[name].shape[2:] for name in ("pool1", "pool2")] == [(16, 16), (8, 8)]
+    for name, maps in plain.items():
+        torch.testing.assert_close(outputs[name], maps, msg=lambda words, name=name: f"{name}: {words}")
+    assert torch.equal(model(images), outputs["fc2"])
+    assert model(images).shape == (3, 10)
+
+
+def test_lenet5_computes_in_bf16_where_asked_and_answers_in_fp32():
+    images, model, exact = some_images(3, 32), lenet5("bf16"), lenet5()
+    outputs, logits = model.outputs(images), model(images)
+    assert {outputs[name].dtype for name in ("conv1", "conv2", "fc1", "fc2")} == {torch.bfloat16}
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, exact(images), atol=0.01, rtol=0)
+    assert not torch.equal(logits, exact(images))
+
+
+# Recurrent networks
 
 
 @pytest.mark.parametrize(("cell", "expected"), [("rnn", 3_970), ("gru", 11_290), ("lstm", 14_950)])
@@ -53,106 +98,82 @@ def test_recurrent_networks_have_the_expected_size(cell, expected):
     assert count_parameters(row_reader(cell, 30)) == expected
 
 
-@pytest.mark.parametrize(("dataset", "size"), [("mnist", 28), ("cifar10", 32)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_lenet5_turns_gray_values_into_logits_and_shows_each_layer_on_the_way(dataset, size, precision):
-    model, images = lenet5(dataset, precision), torch.randint(256, (3, size, size), dtype=torch.uint8)
-    outputs = model.outputs(images)
-    assert " ".join(outputs) == "conv1 pool1 relu1 conv2 pool2 relu2 flatten fc1 relu_fc1 fc2"
-    assert outputs["conv1"].shape == (3, 32, size, size)
-    assert outputs["relu2"].shape == (3, 64, size // 4, size // 4)
-    logits = model(images)
-    assert (logits.shape, logits.dtype) == ((3, 10), torch.float32)
-    assert torch.equal(logits, outputs["fc2"].float())
+def plain_step(cell, pushed, kept, hidden, memory):
+    """Return the hidden and the cell state after a step, by the equations of the cells; pushed, kept: by gate."""
+    if cell == "rnn":
+        return torch.tanh(pushed[0] + kept[0]), memory
+    if cell == "gru":
+        reset, update = (torch.sigmoid(pushed[gate] + kept[gate]) for gate in (0, 1))
+        return (1 - update) * torch.tanh(pushed[2] + reset * kept[2]) + update * hidden, memory
+    taken, forget, given = (torch.sigmoid(pushed[gate] + kept[gate]) for gate in (0, 1, 3))
+    memory = forget * memory + taken * torch.tanh(pushed[2] + kept[2])
+    return given * torch.tanh(memory), memory
 
 
-def test_lenet5_pools_what_relu_lets_through():
-    """The written order, convolution, ReLU, pooling, gives the same logits."""
-    model, images = lenet5(), torch.randint(256, (4, 32, 32), dtype=torch.uint8)
-    layers, outputs = model.layers, model.outputs(images)
-    maps = F.max_pool2d(F.relu(layers.conv1(images[:, None] / 255)), 2)
-    torch.testing.assert_close(outputs["relu1"], maps)
-    maps = F.max_pool2d(F.relu(layers.conv2(maps)), 2)
-    torch.testing.assert_close(outputs["relu2"], maps)
-    logits = layers.fc2(F.relu(layers.fc1(maps.permute(0, 2, 3, 1).reshape(4, -1))))
-    torch.testing.assert_close(model(images), logits)
-
-
-def test_a_part_of_lenet5_continues_from_what_came_before_it():
-    model, images = lenet5(), torch.randint(256, (2, 32, 32), dtype=torch.uint8)
-    outputs = model.outputs(images)
-    rest = model.pass_through(model.layers[3:], outputs["relu1"])
-    assert list(rest) == list(outputs)[3:]
-    assert torch.equal(rest["fc2"], outputs["fc2"])
-
-
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_row_reader_reads_rows_in_order_and_answers_after_the_last(cell):
-    model = row_reader(cell, 6)
-    images = torch.randint(256, (2, 28, 28), dtype=torch.uint8)
-    rows = model.rows(images)
-    assert rows.shape == (2, 28, 28)
-    state = None
-    for step in range(28):
-        output, state = model.recurrent(rows[:, step : step + 1], state)
-    torch.testing.assert_close(model(images), model.fc(output[:, 0]))
+@CELLS
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 3)])
+def test_row_reader_is_the_plain_network_that_reads_row_by_row_and_answers_after_the_last(cell, before, after):
+    model, images = row_reader(cell, rows_before=before, rows_after=after), some_images(2, 28)
+    weights = dict(model.recurrent.named_parameters())
+    for image, logits in zip(images, model(images), strict=True):
+        blank = [torch.zeros(28)]
+        sequence = [(row / 255 - 0.1307) / 0.3081 for row in (*blank * before, *image, *blank * after)]
+        for layer in (0, 1):
+            hidden, memory, outputs = torch.zeros(SIZE), torch.zeros(SIZE), []
+            for step in sequence:
+                pushed, kept = (
+                    (weights[f"weight_{part}_l{layer}"] @ read + weights[f"bias_{part}_l{layer}"]).split(SIZE)
+                    for part, read in (("ih", step), ("hh", hidden))
+                )
+                hidden, memory = plain_step(cell, pushed, kept, hidden, memory)
+                outputs.append(hidden)
+            sequence = outputs
+        torch.testing.assert_close(logits, model.fc.weight @ sequence[-1] + model.fc.bias)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (3, 0), (0, 2), (4, 5)])
 def test_blank_rows_are_black_and_leave_the_digits_rows_as_they_are(before, after):
-    images = torch.randint(1, 256, (2, 28, 28), dtype=torch.uint8)
-    rows = row_reader("rnn", 4, rows_before=before, rows_after=after).rows(images)
-    plain, black = (row_reader("rnn", 4).rows(each) for each in (images, torch.zeros_like(images)))
+    images = some_images(2, 28)
+    rows = row_reader("rnn", rows_before=before, rows_after=after).rows(images)
+    plain = row_reader("rnn").rows(images)
     assert rows.shape == (2, before + 28 + after, 28)
     assert torch.equal(rows[:, before : before + 28], plain)
-    assert torch.equal(rows[:, :before], black[:, :before])
-    assert torch.equal(rows[:, before + 28 :], black[:, :after])
-    assert black.unique().tolist() == pytest.approx([-0.1307 / 0.3081])
+    blank = torch.cat([rows[:, :before], rows[:, before + 28 :]], dim=1)
+    assert torch.equal(blank, torch.full((2, before + after, 28), 0.0).sub(0.1307).div(0.3081))
 
 
-def untrained_lstm(keep_bias=None, hidden_size=5):
-    torch.manual_seed(3)
-    return row_reader("lstm", hidden_size, keep_bias=keep_bias)
+# What a step keeps of the state
 
 
-@pytest.mark.parametrize("bias", [1.0, 2.0, 0.0, -3.5])
-def test_forget_gates_start_with_their_bias_and_all_else_as_without_it(bias):
-    weights, default = (dict(untrained_lstm(each).named_parameters()) for each in (bias, None))
-    forget, changed = slice(5, 10), {"ih": bias, "hh": 0.0}
-    assert weights.keys() == default.keys()
-    for name, values in weights.items():
-        expected = default[name].detach().clone()
-        if "bias_" in name:
-            expected[forget] = changed[name.split("_")[1]]
-        assert torch.equal(values, expected), name
-    assert sum("bias_" in name for name in weights) == 4, "of both layers"
-
-
-@pytest.mark.parametrize("bias", [1.0, 2.0, -3.5])
-def test_the_forget_gates_bias_is_what_is_kept_of_a_cell_state_that_nothing_is_added_to(bias):
-    """With all weights and all other biases zero, a step adds tanh(0) = 0 to the cell state."""
-    model = untrained_lstm(bias)
+@CELLS
+@pytest.mark.parametrize("bias", [0.0, 1.0, -3.5])
+def test_at_the_start_a_step_keeps_sigmoid_of_the_bias_where_nothing_is_added(cell, bias):
+    """Blank rows are read by a network of which only what the setting changed is left, so that nothing else acts."""
+    model, usual = row_reader(cell, keep_bias=bias), dict(row_reader(cell).recurrent.named_parameters())
     with torch.no_grad():
-        for name, parameter in model.recurrent.named_parameters():
-            kept = parameter[5:10].clone()
-            parameter.zero_()
-            if "bias" in name:
-                parameter[5:10] = kept
-        ones = torch.ones(2, 1, 5)
-        _, (_, cell) = model.recurrent(torch.randn(1, 3, 28), (ones, ones))
-    torch.testing.assert_close(cell, torch.sigmoid(torch.tensor(bias)) ** 3 * ones)
+        for name, values in model.recurrent.named_parameters():
+            values[values == usual[name]] = 0
+        start = torch.full((2, 1, SIZE), 1e-3)  # of both layers; small, so that tanh is the identity
+        state = (start, start) if cell == "lstm" else start
+        blank = model.rows(torch.zeros(1, 28, 28, dtype=torch.uint8))[:, :3]
+        _, state = model.recurrent(blank, state)
+    kept = state[1] if cell == "lstm" else state
+    torch.testing.assert_close(kept, torch.sigmoid(torch.tensor(bias)) ** 3 * start)
 
 
-def test_plain_rnn_agrees_with_its_equation():
-    """h_t = tanh(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh), the second layer reading the first."""
-    model, images = row_reader("rnn", 4), torch.randint(256, (1, 28, 28), dtype=torch.uint8)
-    weights = dict(model.recurrent.named_parameters())
-    sequence = list((images[0] / 255 - 0.1307) / 0.3081)
+@CELLS
+@pytest.mark.parametrize("bias", [0.0, 1.0, -3.5])
+def test_the_bias_of_keeping_changes_its_own_weights_of_both_layers_and_no_others(cell, bias):
+    weights, expected = row_reader(cell, keep_bias=bias).state_dict(), row_reader(cell).state_dict()
+    second_gate = slice(SIZE, 2 * SIZE)  # forget of the LSTM's i f g o, update of the GRU's r z n
     for layer in (0, 1):
-        hidden, outputs = torch.zeros(4), []
-        for x in sequence:
-            pushed = weights[f"weight_ih_l{layer}"] @ x + weights[f"bias_ih_l{layer}"]
-            hidden = torch.tanh(pushed + weights[f"weight_hh_l{layer}"] @ hidden + weights[f"bias_hh_l{layer}"])
-            outputs.append(hidden)
-        sequence = outputs
-    torch.testing.assert_close(model(images)[0], model.fc(sequence[-1]))
+        if cell == "rnn":
+            expected[f"recurrent.weight_hh_l{layer}"] = torch.sigmoid(torch.tensor(bias)) * torch.eye(SIZE)
+            for part in ("ih", "hh"):
+                expected[f"recurrent.bias_{part}_l{layer}"].zero_()
+        else:
+            expected[f"recurrent.bias_ih_l{layer}"][second_gate] = bias
+            expected[f"recurrent.bias_hh_l{layer}"][second_gate] = 0
+    assert weights.keys() == expected.keys()
+    for name, values in weights.items():
+        assert torch.equal(values, expected[name]), name

@@ -1,82 +1,49 @@
-"""The front page: its figures are those of the shipped results, and what it points to is there."""
+"""The front page: what it tells to type can be typed, and what it points to is there."""
 
-import csv
 import re
+import shlex
+
+import cnn_cifar10
+import rnn_mnist
+import utils
+import visualize
 
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
-COMPARISON = ROOT / "runs" / "reference" / "comparison"
-CLAIMS = (COMPARISON / "claims.md").read_text()
-RESULTS = list(csv.DictReader((COMPARISON / "results.csv").read_text().splitlines()))
-NUMBER = r"\d[\d,]*\.?\d*(?:e-\d+)?"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [line.strip().removeprefix("$ ") for line in README.splitlines() if line.startswith("    ")]
+TYPED = [part for line in [*BLOCKS, *re.findall(r"`([^`\n]+)`", README)] for part in line.split(" && ")]
+FOUND = [re.fullmatch(r"(python |torchrun .* )?(\S+\.py)(?: (.*))?", part) for part in dict.fromkeys(TYPED)]
+COMMANDS = [(found[2], found[3] or "") for found in FOUND if found and (found[1] or found[3])]
+TRAINING = {"cnn_cifar10.py": cnn_cifar10, "rnn_mnist.py": rnn_mnist}
 
 
-def section(title):
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+@pytest.mark.parametrize(("script", "words"), [each for each in COMMANDS if each[0] in TRAINING])
+def test_a_training_command_asks_for_experiments(requested, script, words):
+    assert requested(TRAINING[script], *shlex.split(words))
 
 
-def table(text, first):
-    """Return the rows of the table that begins with a text, a list of cells each."""
-    lines = text[text.index(first) :].split("\n\n")[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+@pytest.mark.parametrize(("script", "words"), [each for each in COMMANDS if each[0] == "visualize.py"])
+def test_a_command_that_draws_names_figures_that_there_are(call, monkeypatch, script, words):
+    def parsed(folder, data_dir):
+        raise utils.InputError("its runs would be read next")
+
+    monkeypatch.setattr(visualize, "find_runs", parsed)
+    assert call(visualize, *shlex.split(words))[2] == "visualize.py: error: its runs would be read next\n"
+    runs, _, names = words.partition(" --figures ")
+    of_one_run = runs == "$RUN" or re.fullmatch(r"runs/\w+/[^\s*]+", runs)
+    known = visualize.FIGURES if of_one_run else visualize.COMPARISONS
+    assert {*names.partition(" --")[0].split()} <= known.keys()
 
 
-def numbers(text):
-    return {float(found.replace(",", "")) for found in re.findall(NUMBER, text)}
+def test_the_test_commands_line_ends_with_it():
+    assert any(line.endswith("-m pytest") for line in BLOCKS)
 
 
-def measured_in(text):
-    """Return the figures of a text that were measured: those with a decimal place, thousands, or a unit behind them."""
-    found = re.findall(rf"({NUMBER})(?= ?(?:%|points|weights|s an epoch))|(\d+\.\d+|\d+,\d{{3}})", text)
-    return {float((with_unit or plain).replace(",", "").rstrip(".")) for with_unit, plain in found}
-
-
-def test_every_figure_of_the_findings_stands_in_the_verdicts_or_the_results():
-    shipped = numbers(CLAIMS) | {number for row in RESULTS for cell in row.values() for number in numbers(cell)}
-    found = measured_in(section("What we found"))
-    assert len(found) >= 16
-    assert found <= shipped, f"in no table: {sorted(found - shipped)}"
-
-
-def test_there_are_eight_findings():
-    assert len(re.findall(r"^\d\. ", section("What we found"), re.MULTILINE)) == 8
-
-
-def test_the_table_of_results_is_results_csv():
-    _, _, *rows = table(README, "| setting | reported |")
-    by_setting = {row["setting"]: row for row in RESULTS}
-    assert len(rows) >= 18
-    for setting, reported, mean, seeds, parameters, seconds in rows:
-        row = by_setting[setting]
-        assert mean == f"{row['mean']} ± {row['std']} %"
-        assert [seeds, parameters, seconds] == [row["seeds"], f"{int(row['parameters']):,}", row["seconds_per_epoch"]]
-        assert (row["reported"] and f"{row['reported']} %") + (f" ({row['remark']})" if row["remark"] else "") in (
-            reported,
-            f" {reported}",
-        )
-
-
-@pytest.mark.parametrize("part", ["The report's claims", "Beyond the report"])
-def test_the_verdicts_are_those_of_claims_md(part):
-    rows = table(CLAIMS[CLAIMS.index(f"# {part}") :], "| | claim |")[2:]
-    shown = table(README, "| | claim |")[2:]
-    assert rows
-    assert all(row in shown for row in rows)
-
-
-def test_pictures_and_texts_that_it_shows_are_there():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert len(links) > 15
-    missing = [link for link in links if "://" not in link and not (ROOT / link).is_file()]
-    assert not missing
-
-
-@pytest.mark.parametrize("folder", re.findall(r"tensorboard --logdir (runs/reference\S*)", README))
-def test_tensorboard_ticks_runs_only_when_a_folder_holds_at_most_forty(folder):
-    assert 1 < len(list((ROOT / folder).rglob("events.out.tfevents.*"))) <= 40
-
-
-def test_it_stays_a_page():
-    assert len(README.splitlines()) <= 310
+def test_scripts_pictures_and_texts_that_it_points_to_are_there():
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}
+    scripts = {script for script, _ in COMMANDS} | {*re.findall(r"tests/\w+\.py", README)}
+    assert len(links) > 5
+    assert scripts >= {*TRAINING, "visualize.py"}
+    assert {path for path in links | scripts if not (ROOT / path).exists()} == set()

@@ -1,13 +1,19 @@
-"""The figures: what they show is compared with the numbers that they stand for."""
+"""visualize.py on one run: what its figures and tables show, which figures a run has, and what a user can get wrong."""
 
-import csv
+import errno
 import io
+import json
+import os
+import pickle
 import re
+import shlex
+import shutil
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import cnn_cifar10
+import rnn_mnist
 import utils
 import visualize
 from visualize import SavedRun
@@ -17,631 +23,545 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import EPOCHS, first_images, made_small, nothing_left_behind, read_points, read_rows, train_here
+from conftest import CONFIGS, Intruder, assert_refused, nothing_left_behind, read_files, small, train_here
 from matplotlib import colormaps
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from test_understanding import PRECISIONS, DeepLeNet5, gradient_rows, hesitant_networks, without_map
+from matplotlib.text import Text
+
+ANY = ("curves", "confusion", "examples")
+CONVOLUTIONAL = (*ANY, "filters", "activations", "layers", "deconv", "evolution", "invariance", "occlusion", "gabor")
+RECURRENT = (*ANY, "gradients", "reading")
+LSTM = rnn_mnist.Config(cell="lstm", hidden_size=12, lr=1e-2)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _style():
-    """Draw as the script does, in one thread, which small networks do not slow down; leave all as it was."""
+    """Draw as the script does, what makes figures slow less often, and in one thread; leave all as it was."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with matplotlib.rc_context(visualize.STYLE):
+    with matplotlib.rc_context(visualize.STYLE), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(visualize, "GABOR_STARTS", 1)
+        patch.setattr(visualize, "RIDGE_IMAGES", 200)
+        patch.setitem(visualize.STYLE, "savefig.dpi", 80)
+        for kind, amounts in zip(visualize.TRANSFORMATIONS, ([-3, 0, 8], [1.0, 1.5], [0, 90]), strict=True):
+            patch.setitem(visualize.TRANSFORMATIONS, kind, torch.tensor(amounts))
         yield
     torch.set_num_threads(threads)
 
 
 def draw(folder, data, output_dir, *flags):
-    """Call visualize.py on a run whose data are replaced; return the run, what was made by file name, and the folder.
+    """Call visualize.py on a run with other data; return the run, what was made by file name, and the folder of it."""
+    made, save, before = {}, visualize.save, read_files(folder)
 
-    The script has to end with status 0 without a word on standard error, and to name each file that it writes.
-    """
-    made, save, shown, told = {}, visualize.save, io.StringIO(), io.StringIO()
+    def keep(name, figures, output_dir):
+        made.update(figures if isinstance(figures, dict) else {f"{name}.png": figures})
+        save(name, figures, output_dir)
 
-    def keep(name, drawn, output_dir):
-        made.update(drawn if isinstance(drawn, dict) else {f"{name}.png": drawn})
-        save(name, drawn, output_dir)
-
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown), redirect_stderr(told):
-        patch.setattr(visualize, "load_once", lambda *_: data)
+    with pytest.MonkeyPatch.context() as patch, nothing_left_behind():
+        patch.setattr(utils, "embedded_patterns", lambda size: data[3:])
         patch.setattr(visualize, "save", keep)
         patch.setattr(sys, "argv", ["visualize.py", str(folder), "--output-dir", str(output_dir), *flags])
-        with pytest.raises(SystemExit) as ended, nothing_left_behind():
+        with pytest.raises(SystemExit, match="^0$"):
             visualize.main()
-    assert (ended.value.code, told.getvalue()) == (0, "")
-    assert all(str(output_dir / name) in shown.getvalue().splitlines() for name in made)
+    assert read_files(folder) == before
     run = SavedRun(folder)
     run.data = data
     return SimpleNamespace(run=run, made=made, folder=output_dir)
 
 
-def read_table(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def few_features(*of, every=20, whole=visualize.layer_features):
-    """Return one feature in 20 of each layer: the time that a linear classifier takes grows with their cube."""
-    return {name: features[:, ::every] for name, features in whole(*of).items()}
-
-
-FEWER_AMOUNTS = {kind: amounts[::2] for kind, amounts in visualize.TRANSFORMATIONS.items()}
-
-
 @pytest.fixture(scope="module")
-def cnn(cnn_run, tmp_path_factory):
-    """All figures of a CNN run, of 100 test images, few attempts at each Gabor function, few features of each layer."""
-    data = SavedRun(cnn_run[1]).data
+def cnn(pictures, tmp_path_factory):
+    """All figures of a CNN run; the square hides parts of one image alone."""
+    data, folder, first = small(pictures, 320, 60), tmp_path_factory.mktemp("cnn"), visualize.first_right_of_each_class
+    run = train_here(cnn_cifar10, folder / "runs", data, cnn_cifar10.Config(lr=1e-3), epochs=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(visualize, "GABOR_STARTS", 1)
-        patch.setattr(visualize, "RIDGE_IMAGES", 300)
-        patch.setattr(visualize, "TRANSFORMATIONS", FEWER_AMOUNTS)
-        patch.setattr(visualize, "layer_features", few_features)
-        few = data._replace(test=first_images(data.test, 100))
-        return draw(cnn_run[1], few, tmp_path_factory.mktemp("cnn"))
+        patch.setattr(visualize, "first_right_of_each_class", lambda run: first(run)[:1])
+        return draw(run, data, folder / "figures")
 
 
 @pytest.fixture(scope="module")
-def rnn(rnn_run, tmp_path_factory):
+def rnn(tiny_digits, tmp_path_factory):
     """All figures of a recurrent run."""
-    return draw(rnn_run[1], SavedRun(rnn_run[1]).data, tmp_path_factory.mktemp("rnn"))
-
-
-@pytest.fixture(scope="module")
-def few_pictures():
-    return made_small(utils.synthetic_pictures, 64, 40)
-
-
-# What a reader is told of each axes
-
-
-NAMED_BY_TICKS = ("evolution.png", "gabor.png", "without.png")  # their rows' names stand at the ticks of the y axis
-
-
-def legend_texts(figure, axes):
-    legends = [legend for legend in (*figure.legends, axes.get_legend()) if legend]
-    return {text.get_text() for legend in legends for text in legend.get_texts()}
-
-
-def in_line(figure, axes, span):
-    """Return the axes of a figure that stand in the same row ('rowspan') or column ('colspan') of the same grid."""
-    place = axes.get_subplotspec()
-    others = [(other, other.get_subplotspec()) for other in figure.axes]
-    return [
-        other
-        for other, spec in others
-        if spec and spec.get_gridspec() is place.get_gridspec() and getattr(spec, span) == getattr(place, span)
-    ]
-
-
-def is_named(name, figure, axes, axis):
-    """Whether an axis has a label or no ticks; a y axis may have it from another one in its row with the same ticks."""
-    if axis.get_label_text() or not len(axis.get_ticklocs()):
-        return True
-    if axis is axes.xaxis:
-        return False
-    row = in_line(figure, axes, "rowspan")
-    shared = any(other.get_ylabel() and [*other.get_yticks()] == [*axes.get_yticks()] for other in row)
-    ticks = [text.get_text() for text in axes.get_yticklabels()]
-    return shared or (name in NAMED_BY_TICKS and all(re.search("[a-z]", text) for text in ticks))
-
-
-def has_unit(figure, axes, scale):
-    """Whether a colour scale has a label, or its picture's column a title that says what is shown."""
-    told = scale.ax.get_xlabel() or scale.ax.get_ylabel()
-    return bool(told) or any(other.get_title() for other in in_line(figure, axes, "colspan"))
-
-
-def untold(name, figure):
-    """Return what a figure's reader misses: names of axes, legends of lines, labels of colour scales; a list of str."""
-    missed = [] if figure.get_suptitle() else [f"{name} has no title"]
-    for number, axes in enumerate(figure.axes):
-        if not axes.axison or axes.get_label() == "<colorbar>":
-            continue
-        for direction, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
-            if not is_named(name, figure, axes, axis):
-                missed.append(f"{name}, axes {number}: no {direction} label")
-        told, labels = legend_texts(figure, axes), {*axes.get_legend_handles_labels()[1]}
-        lines = [line for line in axes.lines if line.get_linestyle() != "None" and len(line.get_xdata())]
-        if labels - told or len({to_hex(line.get_color()) for line in lines}) > max(1, len(told)):
-            missed.append(f"{name}, axes {number}: no legend for {len(lines)} lines, {sorted(labels)}")
-        scales = [picture.colorbar for picture in axes.images if picture.colorbar]
-        missed += [f"{name}, axes {number}: no unit" for scale in scales if not has_unit(figure, axes, scale)]
-    return missed
-
-
-def check_pictures(drawn):
-    """Check that each picture of a run tells its reader all, and is written in full width and not blank."""
-    pictures = {name: figure for name, figure in drawn.made.items() if isinstance(figure, Figure)}
-    assert {f"{path.stem}.png" for path in drawn.folder.glob("*.png")} == pictures.keys()
-    for name, figure in pictures.items():
-        assert untold(name, figure) == []
-        assert figure.get_suptitle().endswith(drawn.run.title)
-        picture = imread(drawn.folder / name)
-        assert picture.shape[1] == 1280, "8 inches at 160 dots an inch"
-        assert picture[..., :3].std() > 0.05, "not blank"
-
-
-@pytest.mark.parametrize(
-    ("draw_one", "spoil"),
-    [
-        ("curves", lambda figure: figure.axes[1].get_legend().remove()),
-        ("curves", lambda figure: figure.axes[0].set_xlabel("")),
-        ("curves", lambda figure: figure.axes[1].set_ylabel("")),
-        ("curves", lambda figure: figure.axes[0].legend(["one"])),
-        ("curves", lambda figure: figure.suptitle("")),
-        ("confusion", lambda figure: figure.axes[0].set_xlabel("")),
-        ("confusion", lambda figure: figure.axes[0].set_ylabel("")),
-        ("confusion", lambda figure: figure.axes[0].images[0].colorbar.set_label("")),
-        ("examples", lambda figure: figure.axes[0].set_xlabel("")),
-        ("examples", lambda figure: figure.axes[0].set_ylabel("")),
-        ("reading", lambda figure: figure.axes[0].set_ylabel("")),
-        ("reading", lambda figure: figure.axes[-1].set_ylabel("")),
-    ],
-)
-def test_a_missing_label_or_legend_is_found(rnn, draw_one, spoil):
-    figure = visualize.FIGURES[draw_one].draw(rnn.run)
-    assert untold(draw_one, figure) == []
-    spoil(figure)
-    assert untold(draw_one, figure)
-
-
-def test_every_figure_of_a_cnn_run_is_written_with_title_labels_and_legends(cnn):
-    names = (
-        "curves confusion examples filters activations layers deconv_conv2 evolution invariance occlusion contribution "
-        "gabor"
-    )
-    tables = {"activations.csv", "layers.csv", "gabor.csv"}
-    assert cnn.made.keys() == {*(f"{name}.png" for name in names.split()), *tables}
-    assert cnn.run.title == "LeNet-5 on CIFAR-10, Adam, learning rate 1e-4, seed 0, synthetic data"
-    check_pictures(cnn)
-
-
-def test_every_figure_of_a_recurrent_run_is_written_with_title_labels_and_legends(rnn):
-    names = "curves confusion examples gradients reading"
-    assert rnn.made.keys() == {*(f"{name}.png" for name in names.split()), "gradients.csv"}
-    assert rnn.run.title == "RNN, 30 hidden units, Adam, learning rate 1e-3, seed 0, synthetic data"
-    check_pictures(rnn)
-
-
-# Any run
-
-
-def test_curves_draw_the_metrics(rnn):
-    panels = rnn.made["curves.png"].axes
-    for axes, (name, label) in zip(panels, (("accuracy", "accuracy in %"), ("loss", "cross-entropy")), strict=True):
-        lines = {line.get_label(): line for line in axes.lines}
-        assert list(lines) == ["train images", "test images"]
-        for part in ("train", "test"):
-            values = [float(row[f"{part}_{name}"]) for row in read_rows(rnn.run.folder)]
-            assert list(lines[f"{part} images"].get_ydata()) == values
-            assert list(lines[f"{part} images"].get_xdata()) == list(range(1, EPOCHS + 1))
-        assert axes.get_ylabel().startswith(label)
-
-
-def test_confusion_matrix_counts_true_by_row():
-    labels, predicted = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 0, 2])
-    assert visualize.confusion_matrix(labels, predicted, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
-
-
-def test_confusion_and_examples_agree_with_the_runs_test_accuracy(rnn):
-    run, confusion = rnn.run, rnn.made["confusion.png"]
-    last = float(read_rows(run.folder)[-1]["test_accuracy"])
-    assert f", {last:.2f} % of 2,000 test images right" in confusion.get_suptitle()
-    cells = [int(text.get_text()) for text in confusion.axes[0].texts]
-    assert sum(cells) == 2000
-    assert 100 * sum(cells[::11]) / 2000 == pytest.approx(last)
-    predicted, labels = run.probabilities.argmax(1), run.data.test.labels
-    axes = rnn.made["examples.png"].axes[0]
-    titles = [text.get_text() for text in axes.texts]
-    assert len(titles) == 40
-    assert all(titles[digit].startswith(f"{digit}\n") for digit in range(10)), "the first row is right"
-    assert not any(titles[20 + digit].startswith(f"{digit}\n") for digit in range(10)), "the third row is wrong"
-    first = ((labels == 0) & (predicted == 0)).nonzero()[0, 0]
-    assert titles[0] == f"0\n{100 * run.probabilities[first].max():.0f} %"
-    mosaic, room = axes.images[0].get_array(), 3 + 28 // 3
-    assert np.array_equal(mosaic[room : room + 28, 3:31], run.data.test.images[first])
-    wrong = ((labels == 1) & (predicted != 1)).nonzero()[0, 0]
-    top, left = 2 * (room + 28) + room, 31 + 3
-    assert np.array_equal(mosaic[top : top + 28, left : left + 28], run.data.test.images[wrong])
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_place_shows_the_accuracy_of_the_arithmetic_that_the_run_was_trained_in(
-    tmp_path, few_pictures, call, monkeypatch, precision
-):
-    monkeypatch.setattr(visualize, "picture_bytes", lambda figure: b"")
-    config = cnn_cifar10.Config(lr=1e-3)
-    folder = train_here(cnn_cifar10, tmp_path / "runs", few_pictures, config, epochs=1, precision=precision)
-    drawn = draw(folder, few_pictures, tmp_path, "--figures", "confusion")
-    (row,) = read_rows(folder)
-    accuracy, loss = float(row["test_accuracy"]), float(row["test_loss"])
-    assert f" {accuracy:.2f} % of 40 test images" in drawn.made["confusion.png"].get_suptitle()
-    assert call(visualize, folder, folder, "--figures", "results", "--output-dir", tmp_path)[0] == 0
-    assert read_table(tmp_path / "results.csv")[0]["mean"] == f"{accuracy:.2f}"
-    # Of 40 images both arithmetics may find as many; the loss tells them apart.
-    images, run = few_pictures.test.images, drawn.run
-    assert utils.evaluate(run.model, few_pictures.test) == pytest.approx((loss, accuracy), abs=1e-12)
-    assert torch.equal(run.probabilities, utils.predict(run.model, images).softmax(1))
-    other = cnn_cifar10.LeNet5(config, {"fp32": "bf16", "bf16": "fp32"}[precision])
-    other.load_state_dict(run.model.state_dict())
-    assert abs(utils.evaluate(other, few_pictures.test).loss - loss) > 1e-7
-
-
-def test_every_place_shows_the_same_figures_of_a_recurrent_run(rnn_run, rnn, tmp_path, call):
-    done, folder = rnn_run
-    last = {name: float(value) for name, value in read_rows(folder)[-1].items()}
-    points = {(tag, step): value for tag, step, value in read_points(folder)}
-    for tag, name in utils.TENSORBOARD_TAGS.items():
-        assert points[tag, EPOCHS] == float(np.float32(last[name]))
-    assert f"test accuracy {last['test_accuracy']:.2f} % after epoch {EPOCHS}" in done.stdout
-    assert call(visualize, folder, folder, "--figures", "results", "--output-dir", tmp_path)[0] == 0
-    (row,) = read_table(tmp_path / "results.csv")
-    assert (row["mean"], row["seeds"]) == (f"{last['test_accuracy']:.2f}", "1")
-    torch.set_num_threads(rnn.run.record.conditions.threads)
-    again = utils.evaluate(rnn.run.model, rnn.run.data.test)
-    assert again == pytest.approx((last["test_loss"], last["test_accuracy"]), abs=1e-12)
-
-
-# A convolutional network
-
-
-def ink_at(axes, path, column, row):
-    """The gray value, 0 to 1, that the saved PNG shows at an image's data coordinates."""
-    figure, picture = axes.figure, imread(path)
-    x, y = axes.transData.transform((column, row)) * 160 / figure.dpi  # figure pixels to saved pixels
-    return picture[picture.shape[0] - 1 - int(y), int(x), :3].mean()
-
-
-def test_filters_show_the_weights_in_gray_on_symmetric_scales(cnn):
-    panels = cnn.made["filters.png"].axes[:3]
-    trained = utils.load_tensors(cnn.run.folder / "checkpoint.pt")["state"]["model"]["layers.conv1.weight"][:, 0]
-    start = utils.load_tensors(cnn.run.folder / "snapshots" / "epoch_00.pt")["layers.conv1.weight"][:, 0]
-    limit = max(trained.abs().max(), start.abs().max()).item()
-    limits = [limit, limit, (trained - start).abs().max().item()]
-    assert [axes.get_title() for axes in panels] == ["at the start", "trained", "the change, on its own scale"]
-    for axes, kernels, limit in zip(panels, (start, trained, trained - start), limits, strict=True):
-        assert axes.images[0].get_clim() == pytest.approx((-limit, limit))
-        assert [text.get_text() for text in axes.texts] == [str(number) for number in range(32)]
-        for number, kernel in enumerate(kernels):
-            top, left = number // 4 * 8 + 3, number % 4 * 6 + 1
-            assert np.array_equal(axes.images[0].get_array()[top : top + 5, left : left + 5], kernel.numpy())
-            if number % 9 == 0:
-                row, column = number % 5, number % 3
-                expected = colormaps["gray"](float(0.5 + kernel[row, column] / (2 * limit)))[0]
-                shown = ink_at(axes, cnn.folder / "filters.png", left + column, top + row)
-                assert shown == pytest.approx(expected, abs=0.02)
-
-
-def test_activation_statistics_agree_with_the_definition():
-    torch.manual_seed(0)
-    model, images = cnn_cifar10.LeNet5(cnn_cifar10.Config()), torch.randint(256, (30, 32, 32), dtype=torch.uint8)
-    statistics = visualize.activation_statistics(model, images, batch_size=7)
-    with torch.no_grad():
-        maps = F.relu(model.outputs(images)["conv2"]).double()
-    expected = {
-        "image_mean": maps.mean((1, 2, 3)),
-        "mean": maps.mean((0, 2, 3)),
-        "std": maps.std((0, 2, 3), correction=0),
-        "std_across_images": maps.mean((2, 3)).std(0, correction=0),
-        "zeros": 100 * (maps == 0).double().mean((0, 2, 3)),
-    }
-    for name, value in expected.items():
-        np.testing.assert_allclose(statistics["conv2"][name], value, rtol=1e-4, err_msg=name)
-
-
-def test_activations_table_has_a_row_for_each_map_and_layer(cnn):
-    rows = read_table(cnn.folder / "activations.csv")
-    assert [row["feature_map"] for row in rows if row["layer"] == "conv1"] == ["all", *map(str, range(32))]
-    assert len(rows) == 33 + 65
-    with torch.no_grad():
-        maps = F.relu(cnn.run.model.outputs(cnn.run.data.test.images)["conv1"]).double()
-    assert float(rows[0]["mean"]) == pytest.approx(maps.mean().item(), abs=1e-5)
-    assert float(rows[0]["std"]) == pytest.approx(maps.std().item(), abs=1e-4)
-    assert float(rows[0]["zeros_percent"]) == pytest.approx(100 * (maps == 0).double().mean().item(), abs=1e-3)
-    assert float(rows[8]["mean"]) == pytest.approx(maps[:, 7].mean().item(), abs=1e-5)
-    assert float(rows[8]["std"]) == pytest.approx(maps[:, 7].std().item(), abs=1e-4)
-
-
-def test_activations_draw_the_mean_where_they_say_mean(cnn):
-    statistics = visualize.activation_statistics(cnn.run.model, cnn.run.data.test.images)
-    panels = iter(cnn.made["activations.png"].axes)
-    for values in statistics.values():
-        across, by_map, zeros = next(panels), next(panels), next(panels)
-        order = values["mean"].argsort()[::-1]
-        mean, std = values["image_mean"].mean(), values["image_mean"].std()
-        assert list(across.lines[0].get_xdata()) == pytest.approx([mean, mean])
-        assert sum(bar.get_height() for bar in across.patches[:50]) == 100, "each image counts once"
-        assert across.get_legend_handles_labels()[1] == [f"mean {mean:.3f}", f"± std {std:.3f}"]
-        (bars,), (lines,) = by_map.containers, by_map.collections
-        assert (bars.get_label(), lines.get_label()) == ("mean", "+ std")
-        assert [bar.get_height() for bar in bars] == pytest.approx(values["mean"][order])
-        ends = np.array([segment[:, 1] for segment in lines.get_segments()])
-        np.testing.assert_allclose(ends[:, 0], values["mean"][order])
-        np.testing.assert_allclose(ends[:, 1], (values["mean"] + values["std"])[order])
-        assert [bar.get_height() for bar in zeros.patches] == pytest.approx(values["zeros"][order])
-        assert list(zeros.lines[0].get_ydata()) == pytest.approx([values["zeros"].mean()] * 2)
-
-
-def test_layers_draw_the_accuracy_of_each_linear_classifier_beside_the_networks_own(cnn):
-    rows, (axes,) = read_table(cnn.folder / "layers.csv"), cnn.made["layers.png"].axes
-    own, *lines = axes.lines
-    last = float(read_rows(cnn.run.folder)[-1]["test_accuracy"])
-    assert (own.get_label(), *own.get_ydata()) == ("the network's own answer", last, last)
-    assert [line.get_label() for line in lines] == ["trained network", "untrained network"]
-    for line, state in zip(lines, ("trained", "untrained"), strict=True):
-        assert list(line.get_xdata()) == ["pixels", "pool1", "pool2", "fc1"]
-        accuracies = [float(row["accuracy"]) for row in rows if row["network"] == state]
-        assert list(line.get_ydata()) == pytest.approx(accuracies)
-    said = [text.get_text() for text in axes.texts]
-    assert said == [f"{value:.1f}" for line in lines for value in line.get_ydata()]
-
-
-def test_deconv_draws_the_maps_that_look_inside_beside_their_patches(cnn):
-    run, (axes,) = cnn.run, cnn.made["deconv_conv2.png"].axes
-    images = run.data.test.images
-    exciting = visualize.most_exciting(run.model, images)["conv2"]
-    maps = visualize.inside_first(run.model, "conv2", exciting, 32, 16)
-    assert [text.get_text() for text in axes.texts] == [f"map {number}" for number in maps]
-    assert "left: reconstructions" in axes.get_xlabel()
-    assert "right: the patches" in axes.get_xlabel()
-    reconstructions, patches = visualize.exciting_patches(run.model, "conv2", images, exciting, maps[:1])
-    size, block = 14, 3 * (14 + 1) + 1
-    top, left = 4 + block // 6 + 1, 4 + 1
-    mosaic = axes.images[0].get_array()
-    shown = mosaic[top : top + size, left + block : left + block + size]
-    np.testing.assert_array_equal(shown.filled(np.nan), patches[0, 0] / 255)
-    shown = np.ma.filled(mosaic[top : top + size, left : left + size], np.nan)
-    expected = 0.5 + 0.5 * visualize.scaled(reconstructions, quantile=0.995)[0, 0]
-    np.testing.assert_allclose(shown, expected, atol=1e-6)
-
-
-def test_evolution_names_epochs_maps_and_activations(cnn):
-    """Of the maps that deconv draws, half of them in each panel."""
-    run, panels = cnn.run, cnn.made["evolution.png"].axes
-    models, images = [run.snapshot(epoch) for epoch in range(EPOCHS + 1)], run.data.test.images
-    peaks = [visualize.activations_of(model, images)["conv2"].amax((0, 2, 3)) for model in models]
-    drawn = [text.get_text() for text in cnn.made["deconv_conv2.png"].axes[0].texts]
-    for axes, maps in zip(panels, (drawn[:8], drawn[8:]), strict=True):
-        assert axes.get_title() == "conv2; above each: the activation"
-        assert [text.get_text() for text in axes.get_xticklabels()] == [str(epoch) for epoch in range(EPOCHS + 1)]
-        chosen = [int(text.get_text().removeprefix("map ")) for text in axes.get_yticklabels()]
-        assert maps == [f"map {number}" for number in chosen]
-        shown = [text.get_text() for text in axes.texts]
-        assert [f"{peak[number]:.2g}" for number in chosen for peak in peaks] == shown
-
-
-def test_invariance_draws_distances_and_accuracy_of_transformed_images(cnn):
-    run = cnn.run
-    grid = np.reshape(visualize.invariance(run, count=6).axes, (3, 4))
-    images, labels = first_images(run.data.test, 6)
-    for row, (kind, amounts) in zip(grid, visualize.TRANSFORMATIONS.items(), strict=True):
-        assert {axes.get_xlabel() for axes in row} == {kind}
-        first, last, right = visualize.sensitivity(run.model, images, labels, kind)
-        for axes, values in ((row[1], first), (row[2], last)):
-            (line,) = axes.lines
-            assert list(line.get_xdata()) == amounts.tolist()
-            assert list(line.get_ydata()) == pytest.approx(values.quantile(0.5, dim=1).tolist())
-            band = axes.collections[0].get_paths()[0].vertices[:, 1]
-            low, high = (values.quantile(share, dim=1) for share in (0.1, 0.9))
-            assert (band.min(), band.max()) == pytest.approx((low.min().item(), high.max().item()), abs=1e-6)
-        assert list(row[3].lines[0].get_ydata()) == pytest.approx((100 * right.mean(1)).tolist())
-    assert {row[3].get_ylabel() for row in grid} == {"accuracy in %"}
-
-
-def test_occlusion_draws_what_the_square_does(cnn):
-    run, panels = cnn.run, cnn.made["occlusion.png"].axes
-    classes, right = run.data.classes, run.probabilities.argmax(1) == run.data.test.labels
-    number = (right & (run.data.test.labels == 0)).nonzero()[0, 0]
-    image = run.data.test.images[number][None]
-    found = visualize.occlude(run.model, image, 0, 8)
-    assert panels[0].get_ylabel() == classes[0]
-    assert (panels[0].images[0].get_array() == 127.5).sum() == 64
-    assert panels[1].get_xlabel() == f"conv2, map {found.feature_map}"
-    for axes, expected in zip(panels[2:5], (found.activity, found.probability, found.predicted), strict=True):
-        torch.testing.assert_close(torch.tensor(axes.images[0].get_array().data), expected)
-    heads = "image, with the square", "reconstruction", "the map's activity", "p(true class)", "most probable class"
-    assert tuple(axes.get_title() for axes in panels[:5]) == heads
-    named = [text.get_text() for text in panels[4].get_legend().get_texts()]
-    assert named == [classes[label] for label in sorted({*found.predicted.flatten().tolist()})]
-
-
-def test_contribution_lists_the_strongest_maps_of_all_layers_by_class(cnn):
-    first, second, heat, _ = cnn.made["contribution.png"].axes
-    bars, run = {}, cnn.run
-    (images, labels), intact = run.data.test, (run.probabilities.argmax(1) == run.data.test.labels).sum().item()
-    for axes, layer in ((first, "conv1"), (second, "conv2")):
-        predicted = visualize.predict_without_maps(run.model, images, layer)
-        bars |= {f"{layer}, map {n}": intact - (each == labels).sum().item() for n, each in enumerate(predicted)}
-        heights = [bar.get_height() for bar in axes.patches]
-        assert heights == sorted((lost for name, lost in bars.items() if layer in name), reverse=True)
-        strongest = max((lost, name) for name, lost in bars.items() if layer in name)[1]
-        number = int(strongest.split()[-1])
-        assert heights[0] == intact - (without_map(run.model, layer, images, number) == labels).sum().item() > 0
-        assert axes.get_title() == f"one feature map of {layer}"
-    rows = [label.get_text() for label in heat.get_yticklabels()]
-    assert [label.get_text() for label in heat.get_xticklabels()] == [*run.data.classes, "all"]
-    lost = heat.images[0].get_array()
-    assert lost.shape == (10, 11)
-    assert [bars[row] for row in rows] == pytest.approx(lost[:, -1].tolist())
-    assert [bars[row] for row in rows] == pytest.approx(sorted(bars.values(), reverse=True)[:10])
-    shares = torch.bincount(labels).double() / 100
-    assert (torch.tensor(lost[:, :-1].data) @ shares).tolist() == pytest.approx(lost[:, -1].tolist())
-    assert [text.get_text() for text in heat.texts] == [f"{value:.1f}" for value in lost.flat]
-
-
-@PRECISIONS
-def test_contribution_compares_answers_of_one_arithmetic(few_pictures, precision, other):
-    """A map that is silent anyway is worth nothing."""
-    model, otherwise = hesitant_networks(precision, other)
-    probabilities = utils.predict(model, few_pictures.test.images).softmax(1)
-    answers = [utils.predict(each, few_pictures.test.images).argmax(1) for each in (model, otherwise)]
-    assert not torch.equal(*answers)
-    run = SimpleNamespace(model=model, data=few_pictures, probabilities=probabilities, title="")
-    heat = visualize.contribution(run, strongest=96).axes[2]
-    names, lost = [text.get_text() for text in heat.get_yticklabels()], heat.images[0].get_array()[:, -1]
-    assert sorted(names)[:32] == sorted(f"conv1, map {number}" for number in range(32))
-    assert lost[names.index("conv1, map 5")] == 0
-
-
-def test_gabor_draws_the_best_fits_and_the_r2_of_all(cnn):
-    rows = read_table(cnn.folder / "gabor.csv")
-    trained = sorted((row for row in rows if row["kernels"] == "trained"), key=lambda row: -float(row["r2"]))
-    mosaic, shares = cnn.made["gabor.png"].axes
-    fields = ("feature_map", "r2", "orientation_degrees", "cycles_per_pixel")
-    best = [[float(row[name]) for name in fields] for row in trained[:8]]
-    titles = [text.get_text() for text in mosaic.texts]
-    assert titles == [f"{number:.0f}: {r2:.2f}\n{angle:.0f}°, {waves:.2f}" for number, r2, angle, waves in best]
-    assert mosaic.get_xlabel() == "above each: map, R², orientation, cycles a pixel"
-    assert [label.get_text() for label in mosaic.get_yticklabels()] == ["kernel", "fit", "residual"]
-    kernel, fit, residual = (mosaic.images[0].get_array()[3 + 8 * row : 8 + 8 * row, 1:6] for row in range(3))
-    number = int(trained[0]["feature_map"])
-    np.testing.assert_array_equal(kernel, visualize.first_kernels(cnn.run.model)[number])
-    np.testing.assert_allclose(residual, kernel - fit, atol=1e-6)
-    for line, name in zip(shares.lines, ("trained", "shuffled", "untrained"), strict=True):
-        values = sorted(float(row["r2"]) for row in rows if row["kernels"] == name)
-        assert line.get_xdata()[1:].tolist() == pytest.approx(values, rel=1e-5)
-        assert line.get_label() == f"{name}: median {np.median(values):.2f}"
-
-
-# Networks of another shape
+    folder = tmp_path_factory.mktemp("rnn")
+    run = train_here(rnn_mnist, folder / "runs", tiny_digits, LSTM, epochs=2)
+    return draw(run, tiny_digits, folder / "figures")
 
 
 @pytest.fixture
-def draw_trained(few_pictures, tmp_path, monkeypatch):
-    """Train a CNN for an epoch on 64 pictures and draw figures of it, those named or all.
-
-    What makes figures slow is done less often here, and the pictures are not written.
-    """
-
-    def work(config, *names):
-        monkeypatch.setattr(visualize, "TRANSFORMATIONS", FEWER_AMOUNTS)
-        monkeypatch.setattr(visualize, "first_right_of_each_class", lambda run: torch.tensor([3]))
-        monkeypatch.setattr(visualize, "GABOR_STARTS", 1)
-        monkeypatch.setattr(visualize, "layer_features", few_features)
-        monkeypatch.setattr(visualize, "picture_bytes", lambda figure: b"")
-        folder = train_here(cnn_cifar10, tmp_path / "runs", few_pictures, config, epochs=1)
-        made = draw(folder, few_pictures, tmp_path, *(["--figures", *names] if names else [])).made
-        for name, figure in made.items():
-            assert not isinstance(figure, Figure) or untold(name, figure) == []
-        return made
-
-    return work
+def copied(rnn, tmp_path):
+    return shutil.copytree(rnn.run.folder, tmp_path / "runs" / "copied")
 
 
-def test_the_figures_of_a_network_with_three_convolutions_look_into_all_of_them(draw_trained, monkeypatch):
-    monkeypatch.setattr(cnn_cifar10, "LeNet5", DeepLeNet5)
-    names = "filters activations deconv evolution occlusion contribution invariance"
-    made = draw_trained(cnn_cifar10.Config(), *names.split())
-    assert {"deconv_conv2.png", "deconv_conv3.png"} == {name for name in made if name.startswith("deconv")}
-    titles = [axes.get_title().split(";")[0] for axes in made["evolution.png"].axes]
-    assert titles == ["conv2", "conv2", "conv3", "conv3"]
-    assert [axes.get_title() for axes in made["activations.png"].axes[::3]] == [
-        f"conv{number}: across images" for number in (1, 2, 3)
+def untold(figure):
+    """Return the axes of a figure whose lines lack the name of an axis or, where there are several, a legend."""
+    drawn = [(axes, {line.get_color() for line in axes.lines}) for axes in figure.axes if axes.lines]
+    is_named = [axes.get_xlabel() and axes.get_ylabel() and (axes.get_legend() or len(of) < 2) for axes, of in drawn]
+    return [axes for (axes, _), named in zip(drawn, is_named, strict=True) if not named]
+
+
+def texts(parts):
+    return [part.get_text() for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "names"),
+    [
+        ("cnn", "LeNet-5 on CIFAR-10, Adam, learning rate 1e-3, seed 0, synthetic data", CONVOLUTIONAL),
+        ("rnn", "LSTM, 12 hidden units, Adam, learning rate 0.01, seed 0, synthetic data", RECURRENT),
+    ],
+)
+def test_every_fitting_figure_is_drawn_and_saved(request, kind, title, names):
+    drawn = request.getfixturevalue(kind)
+    pictures = {f"{name}.png".replace("deconv", "deconv_conv2") for name in names}
+    tables = {"cnn": {"activations.csv", "layers.csv", "gabor.csv"}, "rnn": {"gradients.csv"}}[kind]
+    assert {path.name for path in drawn.folder.iterdir()} == drawn.made.keys() == pictures | tables
+    for name in pictures:
+        picture = imread(drawn.folder / name)
+        assert (picture.shape[1], picture[..., :3].std() > 0.05) == (8 * 80, True), "not blank"
+        assert drawn.made[name].get_suptitle().endswith(f"\n{title}")
+        assert untold(drawn.made[name]) == [], name
+
+
+def test_curves_draw_the_metrics(rnn):
+    for axes, name in zip(rnn.made["curves.png"].axes, ("accuracy", "loss"), strict=True):
+        for line, part in zip(axes.lines, ("train", "test"), strict=True):
+            assert line.get_label() == f"{part} images"
+            expected = [(row["epoch"], row[f"{part}_{name}"]) for row in utils.read_history(rnn.run.folder)]
+            assert [*zip(*line.get_data(), strict=True)] == expected
+
+
+@pytest.mark.parametrize("kind", ["cnn", "rnn"])
+def test_confusion_counts_the_test_images_and_examples_shows_them(request, kind):
+    drawn = request.getfixturevalue(kind)
+    run, (images, labels) = drawn.run, drawn.run.data.test
+    probabilities = utils.predict(run.model, images).softmax(1)
+    predicted, last = probabilities.argmax(1), run.history[-1]["test_accuracy"]
+    assert f", {last:.2f} % of {len(labels)} test images right" in drawn.made["confusion.png"].get_suptitle()
+    counts = [int(text) for text in texts(drawn.made["confusion.png"].axes[0].texts)]
+    assert counts == [int(((labels == true) & (predicted == found)).sum()) for true in range(10) for found in range(10)]
+    (axes,), size = drawn.made["examples.png"].axes, images.shape[1]
+    mosaic, room, shown = axes.images[0].get_array(), 3 + size // 3, iter(texts(axes.texts))
+    for row in range(4):
+        for label in range(10):
+            numbers = ((labels == label) & ((predicted == label) == (row < 2))).nonzero()[:, 0]
+            top, left = row * (size + room) + room, 3 + label * (size + 3)
+            pixels, title = mosaic[top : top + size, left : left + size], next(shown)
+            if len(numbers) > row % 2:
+                number = numbers[row % 2]
+                assert np.array_equal(pixels, images[number])
+                probability = 100 * probabilities[number].max()
+                assert title == f"{run.data.classes[predicted[number]]}\n{probability:.0f} %"
+            else:
+                assert (title, pixels.mask.all()) == ("", True)
+
+
+def test_a_run_is_shown_in_the_arithmetic_that_it_was_trained_in(tmp_path, pictures):
+    data = small(pictures, 64, 60)
+    config = cnn_cifar10.Config(lr=1e-3, without="fc1")
+    folder = train_here(cnn_cifar10, tmp_path / "runs", data, config, epochs=1, precision="bf16")
+    drawn, (row,) = draw(folder, data, tmp_path / "figures", "--figures", "filters"), utils.read_history(folder)
+    assert "after 1 epoch\n" in drawn.made["filters.png"].get_suptitle()
+    model = drawn.run.model
+    assert utils.evaluate(model, data.test) == pytest.approx((row["test_loss"], row["test_accuracy"]), abs=1e-12)
+    other = cnn_cifar10.LeNet5(config, "fp32")
+    other.load_state_dict(model.state_dict())
+    assert abs(utils.evaluate(other, data.test).loss - row["test_loss"]) > 1e-7
+
+
+def test_filters_show_the_weights_in_gray_on_symmetric_scales(cnn):
+    trained = utils.load_tensors(cnn.run.folder / "checkpoint.pt")["state"]["model"]["layers.conv1.weight"][:, 0]
+    start = utils.load_tensors(cnn.run.folder / "snapshots" / "epoch_00.pt")["layers.conv1.weight"][:, 0]
+    picture = imread(cnn.folder / "filters.png")
+    same, own = max(trained.abs().max(), start.abs().max()).item(), (trained - start).abs().max().item()
+    shown = {"at the start": (start, same), "trained": (trained, same)}
+    shown["the change, on its own scale"] = trained - start, own
+    for axes, (title, (kernels, limit)) in zip(cnn.made["filters.png"].axes, shown.items(), strict=False):
+        assert axes.get_title() == title
+        assert axes.images[0].get_clim() == pytest.approx((-limit, limit))
+        assert texts(axes.texts) == [str(number) for number in range(32)]
+        for number, kernel in enumerate(kernels):
+            top, left = number // 4 * 8 + 3, number % 4 * 6 + 1
+            assert np.array_equal(axes.images[0].get_array()[top : top + 5, left : left + 5], kernel)
+        x, y = axes.transData.transform((7 + 3, 19 + 2)) * 80 / axes.figure.dpi  # in dots of the file, from below
+        expected = colormaps["gray"](float(0.5 + kernels[9, 2, 3] / (2 * limit)))[0]
+        assert picture[len(picture) - 1 - int(y), int(x), :3].mean() == pytest.approx(expected, abs=0.02)
+    assert cnn.made["filters.png"].get_suptitle().startswith("The kernels of conv1, after 2 epochs\n")
+
+
+def test_activations_draw_and_list_the_mean_where_they_say_mean(cnn):
+    images, panels = cnn.run.data.test.images, iter(cnn.made["activations.png"].axes)
+    rows, expected = utils.read_table(cnn.folder / "activations.csv"), []
+    for layer, values in visualize.activation_statistics(cnn.run.model, images).items():
+        across, by_map, at_zero = next(panels), next(panels), next(panels)
+        mean, std, zeros, by_image = (values[name] for name in ("mean", "std", "zeros", "image_mean"))
+        assert [*across.lines[0].get_xdata()] == [by_image.mean()] * 2
+        assert sum(bar.get_height() for bar in across.patches[:50]) == len(images), "each image counts once"
+        named = [f"mean {by_image.mean():.3f}", f"± std {by_image.std():.3f}"]
+        assert texts(across.get_legend().get_texts()) == named
+        (bars,), (lines,), order = by_map.containers, by_map.collections, mean.argsort()[::-1]
+        assert (bars.get_label(), [bar.get_height() for bar in bars]) == ("mean", mean[order].tolist())
+        ends = [segment[:, 1].tolist() for segment in lines.get_segments()]
+        assert (lines.get_label(), ends) == ("+ std", np.stack([mean, mean + std], 1)[order].tolist())
+        assert [bar.get_height() for bar in at_zero.patches] == zeros[order].tolist()
+        maps = visualize.activations_of(cnn.run.model, images)[layer].detach().double()
+        expected.append((layer, "all", mean.mean(), maps.std().item(), by_image.std(), zeros.mean()))
+        of_maps = enumerate(zip(mean, std, values["std_across_images"], zeros, strict=True))
+        expected += [(layer, f"{number}", *numbers) for number, numbers in of_maps]
+    assert ",".join(rows[0]) == "layer,feature_map,mean,std,std_across_images,zeros_percent"
+    assert [[*row.values()][:2] for row in rows] == [[*row[:2]] for row in expected]
+    found = [[float(value) for value in [*row.values()][2:]] for row in rows]
+    np.testing.assert_allclose(found, [row[2:] for row in expected], rtol=1e-5)
+
+
+def test_layers_draw_and_list_the_accuracy_of_each_linear_classifier_trained_and_untrained(cnn):
+    """On the first training images: 200 of them here."""
+    (train, test), rows = cnn.run.data[3:], utils.read_table(cnn.folder / "layers.csv")
+    models = {"trained": cnn.run.model, "untrained": cnn.run.untrained_model()}
+    own, *lines = cnn.made["layers.png"].axes[0].lines
+    assert (own.get_label(), {*own.get_ydata()}) == ("the network's own answer", {cnn.run.history[-1]["test_accuracy"]})
+    for (state, model), line in zip(models.items(), lines, strict=True):
+        fitted, tested = (visualize.layer_features(model, images) for images in (train.images[:200], test.images))
+        expected = {
+            layer: pytest.approx(visualize.readable(fitted[layer], train.labels[:200], tested[layer], test.labels, 10))
+            for layer in ("pixels", "pool1", "pool2", "fc1")
+        }
+        assert line.get_label() == f"{state} network"
+        assert dict(zip(*line.get_data(), strict=True)) == expected
+        assert {row["layer"]: float(row["accuracy"]) for row in rows if row["network"] == state} == expected
+
+
+def test_deconv_draws_the_maps_that_look_inside_beside_their_patches(cnn):
+    run, (axes,), images = cnn.run, cnn.made["deconv_conv2.png"].axes, cnn.run.data.test.images
+    exciting = visualize.most_exciting(run.model, images)["conv2"]
+    maps = visualize.inside_first(run.model, "conv2", exciting, 32, 16)
+    assert texts(axes.texts) == [f"map {number}" for number in maps]
+    reconstructions, patches = visualize.exciting_patches(run.model, "conv2", images, exciting, maps[:1])
+    size, block = 14, 3 * (14 + 1) + 1
+    top, left, mosaic = 4 + block // 6 + 1, 4 + 1, np.ma.filled(axes.images[0].get_array(), np.nan)
+    shown = mosaic[top : top + size, left + block : left + block + size]
+    np.testing.assert_array_equal(shown, patches[0, 0] / 255)
+    expected = 0.5 + 0.5 * (reconstructions[0, 0] / np.nanquantile(reconstructions.abs(), 0.995)).clamp(-1, 1)
+    np.testing.assert_allclose(mosaic[top : top + size, left : left + size], expected, atol=1e-5)
+
+
+def test_evolution_names_epochs_maps_and_activations(cnn):
+    """Of the maps that deconv draws, half of them in each panel; of the weights that stood after each epoch."""
+    run, drawn = cnn.run, texts(cnn.made["deconv_conv2.png"].axes[0].texts)
+    models = run.untrained_model(), run.snapshot(1), run.model
+    peaks = [visualize.activations_of(model, run.data.test.images)["conv2"].amax((0, 2, 3)) for model in models]
+    for axes, maps in zip(cnn.made["evolution.png"].axes, (drawn[:8], drawn[8:]), strict=True):
+        assert texts(axes.get_xticklabels()) == ["0", "1", "2"]
+        assert texts(axes.get_yticklabels()) == maps
+        chosen = [int(name.removeprefix("map ")) for name in maps]
+        assert texts(axes.texts) == [f"{peak[number]:.2g}" for number in chosen for peak in peaks]
+
+
+def test_invariance_draws_distances_and_accuracy_of_transformed_images(cnn):
+    run, grid = cnn.run, np.reshape(cnn.made["invariance.png"].axes, (3, 4))
+    for row, (kind, amounts) in zip(grid, visualize.TRANSFORMATIONS.items(), strict=True):
+        *distances, right = visualize.sensitivity(run.model, *run.data.test, kind)
+        for axes, values in zip(row[1:3], distances, strict=True):
+            low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
+            band = axes.collections[0].get_paths()[0].vertices[:, 1]
+            assert [*axes.lines[0].get_xdata()] == amounts.tolist()
+            assert [*axes.lines[0].get_ydata()] == pytest.approx(middle.tolist())
+            assert (band.min(), band.max()) == pytest.approx((low.min().item(), high.max().item()), abs=1e-6)
+        assert [*row[3].lines[0].get_ydata()] == pytest.approx((100 * right.mean(1)).tolist())
+        names = ["", "first layer moves by", "last layer moves by", "accuracy in %"]
+        assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in row] == [(kind, name) for name in names]
+
+
+def test_occlusion_draws_what_the_square_does_to_an_image_that_is_classified_right(cnn):
+    run, panels, (images, labels) = cnn.run, cnn.made["occlusion.png"].axes, cnn.run.data.test
+    of_class = (labels == 0).nonzero()[:, 0]
+    number = next((each for each in of_class if run.probabilities[each].argmax() == 0), of_class[0])
+    probability, predicted, activity, feature_map = visualize.occlude(run.model, images[number][None], 0, 8)
+    assert (panels[0].get_ylabel(), panels[1].get_xlabel()) == ("pattern 0", f"conv2, map {feature_map}")
+    hidden = images[number].float()
+    hidden[12:20, 12:20] = 127.5
+    reconstruction = visualize.deconvolve(run.model, images[number][None], "conv2", torch.tensor([feature_map]))[0, 0]
+    heads = "image, with the square", "reconstruction", "the map's activity", "p(true class)", "most probable class"
+    shown = hidden, reconstruction, activity, probability, predicted
+    for axes, head, expected in zip(panels, heads, shown, strict=False):
+        assert axes.get_title() == head
+        np.testing.assert_allclose(axes.images[0].get_array(), expected, rtol=1e-5, atol=1e-6)
+    assert texts(panels[4].get_legend().get_texts()) == [f"pattern {label}" for label in predicted.unique()]
+
+
+def test_gabor_draws_the_best_fits_and_lists_all_with_how_far_the_kernels_moved(cnn):
+    trained, start = (visualize.first_kernels(model) for model in (cnn.run.model, cnn.run.untrained_model()))
+    fits, rows = visualize.gabor_fits(trained, start, cnn.run.config.seed), utils.read_table(cnn.folder / "gabor.csv")
+    assert ",".join(rows[0]) == "kernels,feature_map,r2,orientation_degrees,cycles_per_pixel,cosine_to_start"
+    assert [(row["kernels"], row["feature_map"]) for row in rows] == [
+        (name, f"{n}") for name in fits for n in range(32)
     ]
-    assert {row["layer"] for row in made["activations.csv"].rows} == {"conv1", "conv2", "conv3"}
-    bars = [len(axes.patches) for axes in made["contribution.png"].axes[:3]]
-    assert bars == [32, 64, 24]
-    assert made["occlusion.png"].axes[1].get_xlabel().startswith("conv3, map ")
+    cosines = [F.cosine_similarity(kernels.flatten(1), start.flatten(1)) for kernels, _ in fits.values()]
+    expected = [torch.stack([*fit[1:], cosine], 1) for (_, fit), cosine in zip(fits.values(), cosines, strict=True)]
+    found = [[float(value) for value in [*row.values()][2:]] for row in rows]
+    np.testing.assert_allclose(found, torch.cat(expected), rtol=1e-3, atol=1e-5)
+    (mosaic, shares), fit = cnn.made["gabor.png"].axes, fits["trained"][1]
+    best = sorted(range(32), key=lambda n: -fit.r2[n])[:8]
+    titles = [f"{n}: {fit.r2[n]:.2f}\n{fit.orientation[n]:.0f}°, {fit.frequency[n]:.2f}" for n in best]
+    assert texts(mosaic.texts) == titles
+    shown = [mosaic.images[0].get_array()[3 + 8 * row : 8 + 8 * row, 1:6] for row in range(3)]
+    kernel, fitted = trained[best[0]], fit.fitted[best[0]]
+    np.testing.assert_allclose(shown, torch.stack([kernel, fitted, kernel - fitted]), rtol=1e-3, atol=1e-4)
+    for line, (name, (_, each)) in zip(shares.lines, fits.items(), strict=True):
+        np.testing.assert_allclose(line.get_xdata()[1:], each.r2.sort().values, rtol=1e-5)
+        assert line.get_label() == f"{name}: median {np.median(each.r2):.2f}"
 
 
-@pytest.mark.parametrize("without", ["conv1", "conv2", "fc1"])
-def test_a_network_without_a_layer_has_every_figure_of_what_is_left(draw_trained, without):
-    made = draw_trained(cnn_cifar10.Config(without=without))
-    pictures = "curves confusion examples filters activations layers evolution invariance occlusion contribution gabor"
-    expected = {*pictures.split(), "deconv_conv1" if without == "conv2" else "deconv_conv2"}
-    assert {name.removesuffix(".png") for name in made if name.endswith(".png")} == expected
-    left = "conv2" if without == "conv1" else "conv1"
-    assert made["occlusion.png"].axes[1].get_xlabel().startswith("conv2" if without != "conv2" else "conv1")
-    assert made["contribution.png"].axes[0].get_title() == f"one feature map of {left}"
-    layers = ["pixels", "pool1", "pool2", *(["fc1"] if without != "fc1" else [])]
-    assert [row["layer"] for row in made["layers.csv"].rows] == 2 * layers
-
-
-def test_a_network_without_convolutions_has_the_figures_that_need_none(draw_trained, tmp_path):
-    config = cnn_cifar10.Config(without="conv1+conv2")
-    made = draw_trained(config)
-    assert made.keys() >= {"curves.png", "confusion.png", "examples.png"}
-    assert visualize.compare_gabor(visualize.group_runs(visualize.find_runs(tmp_path / "runs"))) is None
-
-
-# Inside the recurrent networks
-
-
-def test_the_gradients_table_holds_every_epoch_of_which_a_snapshot_exists(rnn, copied_run):
-    rows = read_table(rnn.folder / "gradients.csv")
-    expected = [(epoch, "hidden", step) for epoch in range(EPOCHS + 1) for step in range(1, 29)]
-    assert [(int(row["epoch"]), row["state"], int(row["step"])) for row in rows] == expected
-    assert float(rows[0]["norm"]) < 1e-4 * float(rows[27]["norm"]), "vanishing at initialisation"
-    models = rnn.run.untrained_model(), rnn.run.snapshot(1), rnn.run.model
-    for epoch, model in enumerate(models):
-        norms = visualize.gradient_norms(model, *first_images(rnn.run.data.test, 1000))["hidden"]
-        shown = [float(row["norm"]) for row in rows[28 * epoch : 28 * epoch + 28]]
-        assert shown == pytest.approx(norms.tolist(), rel=1e-5)
-    (copied_run / "snapshots" / "epoch_01.pt").unlink()
-    left = visualize.measure_gradients(SavedRun(copied_run), images=20).rows
-    assert {row["epoch"] for row in left} == {0, EPOCHS}
-
-
-def test_gradients_draw_the_first_and_the_last_epoch_of_the_table(rnn):
-    rows, (axes, reach) = rnn.made["gradients.csv"].rows, rnn.made["gradients.png"].axes
-    lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-    assert list(lines) == ["untrained", f"after {EPOCHS} epochs"]
-    for line, epoch in zip(lines.values(), (0, EPOCHS), strict=True):
-        assert list(line.get_ydata()) == [row["norm"] for row in rows if row["epoch"] == epoch]
-    norms = [[row["norm"] for row in rows if row["epoch"] == epoch] for epoch in range(EPOCHS + 1)]
-    assert list(reach.lines[0].get_xdata()) == list(range(EPOCHS + 1))
-    assert list(reach.lines[0].get_ydata()) == pytest.approx([each[0] / each[-1] for each in norms])
+def test_gradients_list_and_draw_the_norms_of_both_states_after_every_epoch(rnn):
+    """The cell state without its last step: nothing reads it."""
+    run, (*panels, share) = rnn.run, rnn.made["gradients.png"].axes
+    models = run.untrained_model(), run.snapshot(1), run.model
+    norms = [visualize.gradient_norms(model, *run.data.test) for model in models]
+    expected = [
+        {"epoch": f"{epoch}", "state": state, "step": f"{step}", "norm": f"{norm.item():.7g}"}
+        for epoch, states in enumerate(norms)
+        for state, values in states.items()
+        for step, norm in enumerate(values, start=1)
+    ]
+    assert utils.read_table(rnn.folder / "gradients.csv") == expected
+    for axes, (state, steps) in zip(panels, {"hidden": 28, "cell": 27}.items(), strict=True):
+        found = [(line.get_label(), line.get_ydata().tolist()) for line in axes.lines[::2]]
+        ends = ("untrained", norms[0][state][:steps].tolist()), ("after 2 epochs", norms[2][state][:steps].tolist())
+        assert (axes.get_title(), found) == (f"{state} state", [*ends])
+    stronger = [torch.stack([*states.values()]).amax(0) for states in norms]
+    assert [*share.lines[0].get_xdata()] == [0, 1, 2]
+    assert [*share.lines[0].get_ydata()] == pytest.approx([(line[0] / line[-1]).item() for line in stronger])
 
 
 def test_a_gradient_that_vanished_altogether_stands_at_the_bottom_of_the_axis():
-    axes = Figure().subplots()
-    visualize.draw_gradient_line(axes, [0.0, 1e-30, 1e-3, 1.0], color="#123456", label="all")
+    axes, bottom = Figure().subplots(), visualize.GRADIENT_FLOOR
+    visualize.draw_gradient_line(axes, [0.0, 1e-30, 1e-3, 1.0], color="#123456")
     line, gone = axes.lines
-    assert list(line.get_xdata()) == [1, 2, 3, 4], "none is dropped"
-    bottom = visualize.GRADIENT_FLOOR
-    assert list(line.get_ydata()) == [bottom, bottom, 1e-3, 1.0]
-    assert (gone.get_marker(), gone.get_linestyle(), gone.get_color()) == ("v", "None", "#123456")
-    assert (list(gone.get_xdata()), list(gone.get_ydata())) == ([1, 2], [bottom, bottom])
-    assert axes.get_yscale() == "log"
-    assert axes.get_ylim()[0] == bottom / 2, "the triangles are seen whole"
+    assert [*zip(*line.get_data(), strict=True)] == [(1, bottom), (2, bottom), (3, 1e-3), (4, 1.0)]
+    assert (gone.get_marker(), *map(list, gone.get_data())) == ("v", [1, 2], [bottom, bottom])
+    assert axes.get_ylim()[0] < bottom, "the triangles are seen whole"
 
 
-def test_gradients_draw_the_cell_state_by_itself_without_its_last_step(rnn, monkeypatch):
-    """Nothing reads the LSTM's last cell state: that its gradient is zero says nothing."""
-    hidden, cell = [1e-3] * 27 + [1.0], [0.0] * 3 + [1e-2] * 24 + [0.0]
-    rows = [row for epoch in (0, EPOCHS) for row in gradient_rows(hidden, epoch) + gradient_rows(cell, epoch, "cell")]
-    monkeypatch.setattr(visualize, "measure_gradients", lambda run: visualize.Table(visualize.GRADIENTS, rows))
-    first, second, reach = visualize.gradients(rnn.run)["gradients.png"].axes
-    assert [axes.get_title() for axes in (first, second)] == ["hidden state", "cell state"]
-    assert list(first.lines[0].get_ydata()) == hidden
-    assert list(second.lines[0].get_ydata()) == [visualize.GRADIENT_FLOOR] * 3 + [1e-2] * 24
-    assert list(second.lines[1].get_xdata()) == [1, 2, 3]
-    assert list(reach.lines[0].get_ydata()) == pytest.approx([1e-3, 1e-3])
-
-
-def test_reading_draws_the_answers_row_by_row(rnn):
-    run, panels = rnn.run, rnn.made["reading.png"].axes
-    known, line = panels[-1].lines
-    last = float(read_rows(run.folder)[-1]["test_accuracy"])
-    assert list(line.get_xdata()) == list(range(1, 29))
-    assert line.get_ydata()[-1] == pytest.approx(last)
-    probabilities = visualize.probabilities_by_row(run.model, run.data.test.images)
-    assert line.get_ydata()[9] == pytest.approx(
-        100 * (probabilities[:, 9].argmax(1) == run.data.test.labels).double().mean().item()
-    )
-    assert list(known.get_xdata()) == list(range(1, 29))
-    with torch.no_grad():
-        features = [run.model.recurrent(run.model.rows(split.images[:, :10]))[1] for split in run.data[3:]]
-    fitted, tested = (each.transpose(0, 1).flatten(1) for each in features)
-    expected = visualize.readable(fitted, run.data.train.labels, tested, run.data.test.labels, 10)
-    assert known.get_ydata()[9] == pytest.approx(expected, abs=0.5)
-    number = ((run.probabilities.argmax(1) == 0) & (run.data.test.labels == 0)).nonzero()[0, 0]
-    (picture, heat), shown = panels[0:6:5], run.data.test.images[number].float()
-    assert picture.get_title() == "a 0"
-    np.testing.assert_allclose(picture.images[0].get_array() * 0.3081 + 0.1307, shown / 255, atol=1e-5)
+def test_reading_draws_the_answers_and_what_the_state_knows_row_by_row(rnn):
+    run, panels, (images, labels) = rnn.run, rnn.made["reading.png"].axes, rnn.run.data.test
+    probabilities, (known, answered) = visualize.probabilities_by_row(run.model, images), panels[-1].lines
+    right = (probabilities.argmax(2) == labels[:, None]).double().mean(0)
+    assert [*answered.get_xdata()] == [*known.get_xdata()] == [*range(1, 29)]
+    assert [*answered.get_ydata()] == pytest.approx((100 * right).tolist())
+    expected = visualize.readable_by_row(run.model, *small(run.data, 200, 200)[3:], 10)
+    assert [*known.get_ydata()] == pytest.approx(expected)
+    of_class = (labels == 0).nonzero()[:, 0]
+    number = next((each for each in of_class if probabilities[each, -1].argmax() == 0), of_class[0])
+    picture, heat = panels[0], panels[5]
+    assert picture.get_title() == "a pattern 0"
+    np.testing.assert_allclose(picture.images[0].get_array() * 0.3081 + 0.1307, images[number] / 255, atol=1e-5)
     np.testing.assert_allclose(heat.images[0].get_array(), probabilities[number], atol=1e-6)
+
+
+# Which figures a run has, and of which epoch
+
+
+def invent(folder, config, **conditions):
+    """Write a run that was never trained, without a checkpoint."""
+    conditions = {"data_source": "real", "precision": "fp32", **conditions}
+    folder.mkdir()
+    record = {"script": config.script, "settings": asdict(config), "conditions": conditions}
+    (folder / "config.json").write_text(json.dumps(record))
+    (folder / "metrics.csv").write_text(utils.table_text(utils.METRICS, [(1, 2.0, 30.0, 1.0, 50.0, 9.0)]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "names", "asked"),
+    [
+        ("cnn_cifar10", {}, CONVOLUTIONAL, "reading"),
+        ("cnn_cifar10", {"without": "fc1"}, CONVOLUTIONAL, "gradients"),
+        ("cnn_cifar10", {"without": "conv1"}, ANY, "filters"),
+        ("cnn_cifar10", {"without": "conv1+conv2"}, ANY, "gabor"),
+        ("rnn_mnist", {"cell": "gru"}, RECURRENT, "claims"),
+    ],
+)
+def test_a_run_has_the_figures_that_fit_its_network(call, tmp_path, script, settings, names, asked):
+    folder = invent(tmp_path / "run", CONFIGS[script](**settings))
+    outcome = call(visualize, folder, "--figures", "curves", asked)
+    assert_refused(outcome, f"{folder} has no figure {asked}; it has {', '.join(names)}\n")
+    assert not (folder / "figures").exists(), "told before the first figure"
+
+
+@pytest.mark.parametrize(("damaged", "epochs"), [("metrics.csv", "012"), ("snapshots/epoch_01.pt", "02")])
+def test_gradients_are_of_the_checkpoint_and_of_the_snapshots_that_there_are(rnn, copied, tmp_path, damaged, epochs):
+    """Also after a kill between the checkpoint and metrics.csv, which then lacks the last epoch."""
+    lines = (copied / "metrics.csv").read_text().splitlines(keepends=True)
+    (copied / damaged).unlink()
+    (copied / "metrics.csv").write_text("".join(lines[:-1]))
+    made = draw(copied, rnn.run.data, tmp_path / "figures", "--figures", "curves", "gradients").made
+    header, *rows = rnn.made["gradients.csv"].splitlines(keepends=True)
+    assert made["gradients.csv"] == header + "".join(row for row in rows if row[0] in epochs)
+    assert texts(made["gradients.png"].axes[0].get_legend().get_texts()) == ["untrained", "after 2 epochs"]
+    assert [*made["curves.png"].axes[0].lines[0].get_xdata()] == [1, 2]
+
+
+def test_figures_are_of_the_checkpoint_after_a_kill_before_it(rnn, tmp_path):
+    """Of a run of one epoch which has the second one's snapshot."""
+    folder = train_here(rnn_mnist, tmp_path / "runs", rnn.run.data, LSTM, epochs=1)
+    shutil.copy(rnn.run.folder / "snapshots" / "epoch_02.pt", folder / "snapshots")
+    made = draw(folder, rnn.run.data, tmp_path / "figures").made
+    rows = rnn.made["gradients.csv"].splitlines()
+    assert made.pop("gradients.csv").splitlines() == [row for row in rows if row[0] != "2"]
+    shown = texts(text for figure in made.values() for text in figure.findobj(Text))
+    assert "after 1 epoch" in shown
+    assert not re.search(r"\b1 epochs", "\n".join(shown))
+
+
+def test_evolution_names_the_snapshot_that_is_missing(call, cnn, tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "embedded_patterns", lambda size: cnn.run.data[3:])
+    folder = shutil.copytree(cnn.run.folder, tmp_path / "copied", copy_function=os.link)
+    missing = folder / "snapshots" / "epoch_01.pt"
+    missing.unlink()
+    assert_refused(call(visualize, folder, "--figures", "evolution"), f"{missing} is missing")
+
+
+def test_a_table_is_drawn_anew_when_the_checkpoint_is_newer_and_not_otherwise(copied, rnn, tiny_data):
+    table, old = copied / "figures" / "gradients.csv", [{"epoch": "0", "state": "hidden", "step": "1", "norm": "9"}]
+    assert visualize.measured(SavedRun(copied), "gradients") == utils.read_table(table)
+    assert table.read_text() == rnn.made["gradients.csv"]
+    for age, rows in ((-9, old), (9, utils.read_table(table))):
+        table.write_text(utils.table_text(old[0], [row.values() for row in old]))
+        os.utime(copied / "checkpoint.pt", (table.stat().st_mtime + age,) * 2)
+        assert visualize.measured(SavedRun(copied), "gradients") == rows
+        assert utils.read_table(table) == rows
+    (copied / "checkpoint.pt").unlink()
+    assert visualize.measured(SavedRun(copied), "gradients") == rows
+    assert visualize.measured(SavedRun(copied), "gabor") == [], "a figure that the run does not have"
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EROFS])
+def test_a_table_is_measured_where_the_folder_cannot_be_written(copied, rnn, tiny_data, monkeypatch, reason):
+    def refuse(path, content):
+        raise OSError(reason, os.strerror(reason), str(path))
+
+    monkeypatch.setattr(utils, "write_atomically", refuse)
+    expected = utils.read_table(rnn.folder / "gradients.csv")
+    assert visualize.measured(SavedRun(copied), "gradients") == expected
+
+
+# Command line
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("", "required: RUN"),
+        ("runs --figures", "expected at least one argument"),
+        ("runs --figures heatmap", "'heatmap'"),
+        ("runs --ouput-dir there", "unrecognized arguments: --ouput-dir there"),
+        ("nowhere", "{here}/nowhere is not a folder; name a run's folder, or a folder of runs"),
+        ("empty", "{here}/empty holds no run that has finished an epoch"),
+        ("file", "{here}/file is not a folder"),
+        ("runs/copied --figures curves --output-dir file", "file"),
+    ],
+)
+def test_an_unusable_command_line_is_told_in_one_line(call, copied, monkeypatch, flags, words):
+    here = copied.parents[1]
+    monkeypatch.chdir(here)
+    (here / "file").write_text("mine")
+    (here / "empty").mkdir()
+    before = read_files(here)
+    assert_refused(call(visualize, *shlex.split(flags)), words.format(here=here))
+    assert read_files(here) == before
+
+
+def archived(content):
+    """What torch.save makes of a checkpoint, its weights those of another network where none are given."""
+    file, other = io.BytesIO(), rnn_mnist.RowReader(rnn_mnist.Config(cell="gru", hidden_size=9))
+    torch.save({"history": [{}], "state": {"model": other.state_dict()}} | content, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("checkpoint.pt", lambda content, _: content[:-1000], "is damaged or not of this project"),
+        ("checkpoint.pt", lambda content, _: content[:5000] + b"?" + content[5001:], "is damaged"),
+        ("checkpoint.pt", lambda _, path: pickle.dumps(Intruder(path)), "is damaged or not of this project"),
+        ("checkpoint.pt", lambda _, path: archived({"more": Intruder(path)}), "is damaged"),
+        ("checkpoint.pt", lambda _, path: archived({}), "do not fit"),
+        ("snapshots/epoch_01.pt", lambda content, _: content[:-100], "is damaged or not of this project"),
+        ("metrics.csv", lambda content, _: content.replace(b"\n2,", b"\n2;"), "is damaged"),
+        ("config.json", lambda *_: b"", "is not of this version of the project"),
+        ("config.json", lambda content, _: content.replace(b'"lr"', b'"colour": 3, "lr"'), "'colour'"),
+        ("config.json", lambda content, _: content.replace(b'"lstm"', b'"elman"'), "elman is not one of"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_named_and_its_code_is_not_run(
+    call, copied, tmp_path, tiny_data, name, damage, words
+):
+    path = copied / name
+    path.write_bytes(damage(path.read_bytes(), tmp_path / "intruder"))
+    if name == "metrics.csv":
+        (copied / "checkpoint.pt").unlink()  # which would be asked first
+    before = read_files(tmp_path)
+    outcome = call(visualize, copied, "--figures", "gradients")
+    assert_refused(outcome, words)
+    assert str(path) in outcome[2]
+    assert read_files(tmp_path) == before
+    assert not (tmp_path / "intruder").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "source"),
+    [
+        ("rnn_mnist", {"cell": "gru", "seed": 3}, "real"),
+        ("rnn_mnist", {}, "synthetic"),
+        ("cnn_cifar10", {"dataset": "mnist", "optimizer": "sgd", "lr": 0.02, "momentum": 0.9}, "synthetic"),
+    ],
+)
+def test_a_run_without_what_a_figure_needs_names_the_command_that_trains_it(
+    call, requested, tmp_path, script, settings, source
+):
+    config = CONFIGS[script](**settings)
+    folder = invent(tmp_path / "run", config, data_source=source)
+    assert call(visualize, folder, "--figures", "curves")[0] == 0
+    outcome = call(visualize, folder, "--figures", "confusion")
+    assert_refused(outcome, f"{folder} holds no checkpoint.pt")
+    (folder / "metrics.csv").unlink()
+    unfinished = call(visualize, folder)
+    assert_refused(unfinished, f"{folder} has finished no epoch; train it with python {script}.py")
+    for _, _, error in (outcome, unfinished):
+        command = re.search(r"with python (.*?)(?: and name its folder)?\n", error)[1]
+        assert ("--data synthetic" in command) == (source == "synthetic")
+        assert requested(*[sys.modules[script], *shlex.split(command)[1:]]) == [config]
+
+
+def test_data_are_sought_where_data_dir_says_and_never_downloaded(call, real_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = small(utils.load_data("mnist", "real", real_data), 320, 10_000)
+    folder = train_here(rnn_mnist, tmp_path / "runs", data, rnn_mnist.Config(hidden_size=4), epochs=1)
+    for flags, sought in (((), "data"), (("--data-dir", "elsewhere"), "elsewhere")):
+        outcome = call(visualize, folder, "--figures", "confusion", *flags)
+        assert_refused(outcome, f"MNIST: {sought}/MNIST/raw/train-images-idx3-ubyte is missing")
+        assert not (tmp_path / sought).exists()
+    assert call(visualize, folder, "--figures", "confusion", "--data-dir", real_data)[0] == 0
+    assert os.listdir(folder / "figures") == ["confusion.png"]
+
+
+def test_a_drawing_that_is_interrupted_keeps_the_pictures_and_writes_nothing_else(call, copied, monkeypatch):
+    def stop(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(visualize.FIGURES, "confusion", (stop, lambda run: True))
+    before, picture = read_files(copied), copied / "figures" / "curves.png"
+    status, output, error = call(visualize, copied)
+    kept = "the figures that are drawn are kept, and the same command draws them all"
+    assert (status, output, error) == (130, f"{picture}\n", f"visualize.py: interrupted; {kept}\n")
+    assert read_files(copied) == before | {picture: picture.read_bytes()}
+
+
+def test_help_shows_every_figure(call):
+    status, output, _ = call(visualize, "--help")
+    drawings = {name: draw for name, (draw, _) in visualize.FIGURES.items()}, visualize.COMPARISONS
+    first_lines = [(name, draw.__doc__.splitlines()[0]) for each in drawings for name, draw in each.items()]
+    assert (status, re.findall(r"^    (\w+) +([A-Z].*)$", output.split("Figures of a run:")[1], re.MULTILINE)) == (
+        0,
+        first_lines,
+    )

@@ -102,6 +102,7 @@ def test_files_that_lie_elsewhere_in_the_data_folder_are_taken(small_mnist, tmp_
 
 def test_a_file_of_the_right_name_and_other_bytes_is_not_taken_and_what_lies_there_is_told(small_mnist, tmp_path):
     lay({name: each[::-1] for name, each in small_mnist.items()}, tmp_path, "MNIST/raw/{}.gz", gzip.compress)
+    (tmp_path / "MNIST/raw/train-labels-idx1-ubyte.gz").write_bytes(b"cut off")
     with pytest.raises(utils.InputError) as refused:
         utils.load_data("mnist", "real", tmp_path, may_download=False)
     missing = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
