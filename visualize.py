@@ -185,8 +185,12 @@ def measured(run, name):
     is_new = table.exists() and not (checkpoint.exists() and checkpoint.stat().st_mtime > table.stat().st_mtime)
     if is_new or not checkpoint.exists() or not fits(run):
         return utils.read_table(table)
-    made = draw(run)
-    with suppress(PermissionError):
+    try:
+        made = draw(run)
+    except InputError as error:
+        tell(f"{name} is not measured of {run.folder}: {error}")
+        return utils.read_table(table)
+    with suppress(OSError):  # what cannot be kept is measured again the next time
         save(name, made, folder)
     return list(csv.DictReader(io.StringIO(made[f"{name}.csv"])))
 
@@ -1301,7 +1305,8 @@ def draw_seeds(axes, groups, name):
         axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
         if group.reported:
             axes.plot(place, drawn_as(group.reported), "kx")
-    axes.set_xticks(range(len(groups)), [number_text(getattr(group.config, name)) for group in groups])
+    values = [(one, value) for group in groups for one, value in group.config.settings() if one.name == name]
+    axes.set_xticks(range(len(groups)), [one.unset if value is None else number_text(value) for one, value in values])
     axes.set_xlabel(picture_of(name).replace("_", " "))
     axes.margins(x=0.2)
     axes.grid(axis="y", alpha=0.3, which="both")
@@ -1313,7 +1318,7 @@ def picture_of(name):
 
 
 for name in {one.name: None for config_class in CONFIGS.values() for one in config_class.known_settings()}:
-    if name not in ("rows_before", "rows_after", "keep_bias", "without", "seed"):
+    if name not in ("rows_after", "without", "seed"):
 
         @comparison(picture_of(name))
         def compare_setting(groups, name=name):
@@ -1408,7 +1413,7 @@ def compare_gradients(groups):
     chosen = {group.config.network: group for group in reversed(max(families, key=len) if families else with_tables)}
     if not chosen:
         return None
-    if len(chosen) < len(with_tables):
+    if len(chosen) < len(groups):
         tell(f"gradients draws {', '.join(group.config.sentence() for group in chosen.values())}, no other settings")
     drawn = Figure(figsize=(WIDTH, 4))
     *panels, last = drawn.subplots(1, len(chosen) + 1)
@@ -1465,9 +1470,11 @@ def tensorboard_means(groups):
                 writer.file_writer.add_summary(start)
                 for number, (tag, column) in itertools.product(range(group.epoch), utils.TENSORBOARD_TAGS.items()):
                     writer.add_scalar(tag, np.mean([run.history[number][column] for run in group]), number + 1)
-            name = group[0].folder.name.rpartition("_seed")[0] + f"_{len(group)}seeds"
+            name = "synthetic_" * bool(group[0].source) + group.config.name.removesuffix("_seed0")
             (events,) = Path(folder).iterdir()
-            made[f"tensorboard/{group.config.script}/{name}/events.out.tfevents.run"] = events.read_bytes()
+            made[f"tensorboard/{group.config.script}/{name}_{len(group)}seeds/events.out.tfevents.run"] = (
+                events.read_bytes()
+            )
     return made
 
 
@@ -1850,7 +1857,7 @@ def find_runs(folder, data_dir):
             try:
                 run = SavedRun(path.parent, data_dir)
                 runs += [run] if run.history else []
-            except InputError as error:
+            except (InputError, OSError) as error:
                 tell(f"{path.parent} is left out: {error}")
     if not runs:
         words = "holds no run that has finished an epoch" if folder.is_dir() else "is not a folder"

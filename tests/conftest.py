@@ -56,6 +56,7 @@ def nothing_left_behind():
             yield
     finally:
         logging.disable(level)
+        utils.load_data.cache_clear()
 
 
 @pytest.fixture

@@ -141,11 +141,12 @@ def test_all_are_compared_after_one_epoch_and_those_that_lack_it_are_named_in_on
     folder, said = compare(call, tmp_path, "results")
     kept = [10 * (n + 1) * GROWTH[after - 1] for n, each in enumerate(epochs) if each >= after]
     (row,) = results_in(folder)
-    assert (row["seeds"], row["mean"]) == (str(len(kept)), f"{np.mean(kept):.2f}")
+    expected = str(len(kept)), f"{np.mean(kept):.2f}", "94.17" * (after == 10)
+    assert (row["seeds"], row["mean"], row["reported"]) == expected
     assert f"after epoch {after}:" in (folder / "results.md").read_text()
     named = [line.split(": ") for line in said if "left out" in line]
     assert [{*rest.split(", ")} for _, rest in named] == [{str(paths[n]) for n in left_out}] * bool(left_out)
-    assert all(head == f"compared after epoch {after}; left out, of fewer epochs" for head, _ in named)
+    assert {head for head, _ in named} <= {f"compared after epoch {after}; left out, of fewer epochs"}
 
 
 def test_of_two_runs_of_an_experiment_the_one_with_most_epochs_counts_and_the_others_are_named(call, tmp_path):
@@ -156,7 +157,7 @@ def test_of_two_runs_of_an_experiment_the_one_with_most_epochs_counts_and_the_ot
     invent_run(tmp_path / "d", rnn_config(), 50, source="synthetic")
     folder, said = compare(call, tmp_path, "results")
     assert [(row["seeds"], row["mean"]) for row in results_in(folder)] == [("1", "70.00")]
-    assert [(row["seeds"], row["mean"]) for row in results_in(folder / "synthetic")] == [("1", "50.00")]
+    assert [(row["mean"], row["reported"]) for row in results_in(folder / "synthetic")] == [("50.00", "")]
     named = [line.split(":")[0] for line in said if str(long) in line]
     assert named == [f"{middle} is left out", f"{short} is left out"]
 
@@ -406,12 +407,11 @@ def test_a_comparison_draws_all_and_what_an_earlier_one_left_goes_first(call, tm
     for path in (old, tmp_path / "comparison" / "optimizer.png", tmp_path / "notes.txt"):
         path.write_text("old")
     folder, said = compare(call, tmp_path)
-    pictures, texts = {"curves.png", "hidden_size.png"}, {"claims.md", "results.csv", "results.md"}
-    assert {path.name for path in folder.iterdir()} == {*pictures, *texts, "tensorboard"}
+    pictures = {"curves.png", "hidden_size.png"}
+    assert {path.name for path in folder.iterdir()} > pictures | {"claims.md", "results.csv", "tensorboard"}
     assert all(imread(folder / name)[..., :3].std() > 0.05 for name in pictures)
     assert {str(path) for path in folder.rglob("*") if path.is_file()} <= {*said}, "each is told"
-    assert not old.exists()
-    assert (tmp_path / "notes.txt").exists()
+    assert [path.exists() for path in (old, folder / "optimizer.png", tmp_path / "notes.txt")] == [False, False, True]
     compare(call, tmp_path, "results")
     assert (folder / "curves.png").exists(), "what was not asked for stays"
 
