@@ -1,7 +1,6 @@
 """What the training scripts share.
 
-From top to bottom: errors, data, settings, the run's folder, measuring, results, many experiments, command line.
-Begin at main(), at the end.
+Errors, data, settings, the run's folder, measuring, results, many experiments, command line; begin at main(), the end.
 """
 
 import argparse
@@ -93,10 +92,7 @@ def tell(line, stream=None):
 
 
 def run_script(main, kept="what this command finished is kept, and without --fresh it continues"):
-    """Call main() and leave with the exit status it earned, an error told in one line on standard error.
-
-    Status 0: done; 1: training failed, or the disk; 2: unusable command line or input; 130: Ctrl-C, when kept is said.
-    """
+    """Call main(); leave with the exit status it earned, an error told in one line; kept: what Ctrl-C is answered."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a notebook's
             stream.reconfigure(errors="backslashreplace")  # of names that its encoding cannot show
@@ -148,7 +144,7 @@ def load_data(name, mode, data_dir, pixels="in-place", may_download=True):
     known, splits = DATASETS[name], None
     if mode != "synthetic":
         try:
-            splits = known.read(read_files(known, data_dir) or download(known, data_dir, may_download))
+            splits = known.read(obtain_files(known, data_dir, may_download))
         except ConnectionError as error:
             if mode == "real":
                 raise InputError(f"{error}; copy it there, or use another --data-dir, or --data synthetic") from None
@@ -170,7 +166,7 @@ def synthetic_notice(name):
 
 
 def read_files(known, data_dir):
-    """Return the contents of a set's files, whose checksums fit, list of bytes; None where one is missing.
+    """Return the contents of a set's files, whose checksums fit, list of bytes; raises FileNotFoundError.
 
     What is not in its place is taken from elsewhere in data_dir, by a name with other dots or packed by gzip.
     """
@@ -187,38 +183,38 @@ def read_files(known, data_dir):
         else:
             if place.is_file():
                 raise InputError(f"{place} is damaged (its MD5 sum is not {md5}); delete it to have it downloaded")
-            return None
+            folder = next(each for each in place.absolute().parents if each.is_dir())
+            found = ", ".join(sorted(os.listdir(folder))[:6]) or "nothing"
+            raise FileNotFoundError(f"{known.words}: {place} is missing, {folder} holds {found}")
     return contents
 
 
-def download(known, data_dir, may_download):
-    """Let torchvision download a set, one process at a time; return what read_files does.
-
-    Raises ConnectionError, which says what was looked for, what lies there instead, and why it cannot be had.
-    """
+def obtain_files(known, data_dir, may_download):
+    """Return what read_files does, after a download by torchvision where need be; raises ConnectionError."""
     from torchvision import datasets
 
-    missing = next(path for file in known.files if not (path := data_dir / known.folder / file).is_file())
-    folder = next(each for each in missing.absolute().parents if each.is_dir())
-    words = (
-        f"{known.words}: {missing} is missing, {folder} holds {', '.join(sorted(os.listdir(folder))[:6]) or 'nothing'}"
-    )
+    try:
+        return read_files(known, data_dir)
+    except FileNotFoundError as error:
+        missing = error
     if not may_download:
-        raise InputError(f"{words}; a training script downloads it, and --data-dir says where else it lies")
+        raise InputError(f"{missing}; a training script downloads it, and --data-dir says where else it lies")
     dataset_class = getattr(datasets, known.torchvision)
     loader = dataset_class.__new__(dataset_class)  # its __init__ would load what an older version left there
     loader.root = str(data_dir)
     socket.setdefaulttimeout(SERVER_TIMEOUT)
     try:
         with locked(data_dir, name=".download.lock"):
-            if not read_files(known, data_dir):  # else another process was first
-                say(f"downloading {known.words} to {data_dir} ...")
-                loader.download()
+            with suppress(FileNotFoundError):
+                return read_files(known, data_dir)  # another process was first
+            say(f"downloading {known.words} to {data_dir} ...")
+            loader.download()
             return read_files(known, data_dir)
     except (OSError, RuntimeError, EOFError, HTTPException) as error:
-        if getattr(error, "filename", None):  # a trouble of the disk's
+        number = getattr(error, "errno", None)
+        if number in DISK_FULL or (number and error.filename):  # the disk's trouble
             raise
-        raise ConnectionError(f"{words}; it cannot be downloaded ({' '.join(str(error).split())})") from None
+        raise ConnectionError(f"{missing}; it cannot be downloaded ({' '.join(str(error).split())})") from None
 
 
 def rgb_to_gray(images):
@@ -261,10 +257,7 @@ def embedded_patterns(size):
 
 
 class KnownSet(NamedTuple):
-    """A data set of torchvision's: its name in words, torchvision's class, the folder that this keeps, the files' MD5.
-
-    read: makes two Splits of what is in the files; size: of an image, in pixels; mean, std: of gray values in [0, 1].
-    """
+    """A data set of torchvision's; files: their MD5; read: makes two Splits of them; mean, std: of values in [0, 1]."""
 
     words: str
     torchvision: str
@@ -359,10 +352,9 @@ def number_text(value):
 
 @dataclass(frozen=True)
 class Config:
-    """The settings that define an experiment; a script's own Config adds its fields, defaults and words.
+    """The settings that define an experiment; a script's own Config adds fields and defaults.
 
-    It also has script, the script's name; dataset, a key of DATASETS; network, in words; the precisions that this can
-    compute in; most_threads that it can use, None for all. Raises InputError for what a setting cannot be.
+    It also says: script, its name; dataset, a key of DATASETS; network, in words; precisions; most_threads or None.
     """
 
     pixels: str = setting(
@@ -444,11 +436,14 @@ TENSORBOARD_TAGS = {"/".join(reversed(name.split("_"))).title(): name for name i
 def write_atomically(path, content):
     """Write bytes to path so that a reader, or a crash, sees either the old file or the whole new one."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # which some leave out
 
 
 def save_tensors(path, tensors):
@@ -457,18 +452,19 @@ def save_tensors(path, tensors):
     write_atomically(path, content.getbuffer())
 
 
-def load_tensors(path):
-    """Return what save_tensors wrote, its tensors on the CPU; no code in the file is run.
-
-    Raises InputError when it is missing, when a byte of it has changed, or when it is not one of this project's.
-    """
+def load_tensors(path, keys=frozenset()):
+    """Return the dict that save_tensors wrote, on the CPU, running no code in it; raises InputError for other files."""
     if not path.exists():
         raise InputError(f"{path} is missing; train the run again with --fresh")
     try:
         content = io.BytesIO(path.read_bytes())
-        if zipfile.ZipFile(content).testzip() is None:  # each record has a checksum, which torch.load does not look at
+        archive = zipfile.ZipFile(content)  # torch.load looks neither at its checksums nor whether its sizes agree
+        sound = all((each.file_size, each.external_attr) == (each.compress_size, 0) for each in archive.infolist())
+        if sound and archive.testzip() is None:
             content.seek(0)
-            return torch.load(content, map_location="cpu", weights_only=True)
+            loaded = torch.load(content, map_location="cpu", weights_only=True)
+            if loaded.keys() >= keys:
+                return loaded
     except Exception as error:  # a damaged file may raise anything
         if isinstance(error, OSError | MemoryError) or "memory" in str(error):
             raise
@@ -489,10 +485,16 @@ def read_table(path):
     return []
 
 
+def read_checkpoint(folder):
+    """Return a run's checkpoint, a dict of record, history, random and state; None where there is none."""
+    path = folder / "checkpoint.pt"
+    return load_tensors(path, {"record", "history", "random", "state"}) if path.exists() else None
+
+
 def read_history(folder):
     """Return what each finished epoch measured, list of dict: by the checkpoint or, where none is kept, metrics.csv."""
-    if (folder / "checkpoint.pt").exists():
-        return load_tensors(folder / "checkpoint.pt")["history"]
+    if checkpoint := read_checkpoint(folder):
+        return checkpoint["history"]
     try:
         return [{name: float(row[name]) for name in METRICS} for row in read_table(folder / "metrics.csv")]
     except (LookupError, ValueError, TypeError):
@@ -507,15 +509,12 @@ class Run:
     """
 
     def __init__(self, folder, config, args, data_source):
-        self.folder, self.config, self.history, self.writer, self._checkpoint = folder, config, [], None, None
+        self.folder, self.config, self.history, self.writer = folder, config, [], None
         self._say = tell if PROCESSES == 1 else lambda line: None  # of several only what each run reached is told
-        way_out = "start over with --fresh, or use another --runs-dir"
-        if args.fresh or not (folder / "checkpoint.pt").exists():
-            if not args.fresh and (folder / "metrics.csv").exists():
-                raise InputError(f"{folder} holds metrics.csv but no checkpoint.pt to continue from; {way_out}")
-            self.conditions = new_conditions(config, args, data_source)
-        else:
-            self._checkpoint = load_tensors(folder / "checkpoint.pt")
+        self._checkpoint, way_out = None, "start over with --fresh, or use another --runs-dir"
+        if not args.fresh:
+            self._checkpoint = read_checkpoint(folder)
+        if self._checkpoint:
             self.history = self._checkpoint["history"]
             self.conditions = SimpleNamespace(**self._checkpoint["record"]["conditions"])
             for name in ("device", "precision"):
@@ -525,9 +524,13 @@ class Run:
                         f"{folder} was begun with --{name} {begun}, not {asked}; leave it out, or {way_out}"
                     )
             self.conditions.epochs = max(args.epochs, self.epoch)
+        elif not args.fresh and (folder / "metrics.csv").exists():
+            raise InputError(f"{folder} holds metrics.csv but no checkpoint.pt to continue from; {way_out}")
+        else:
+            self.conditions, way_out = new_conditions(config, args, data_source), "use --device cpu"
         self.device, self.precision = self.conditions.device, self.conditions.precision
         if self.device != "cpu" and not getattr(torch, self.device).is_available():
-            raise InputError(f"{folder}: the device {self.device} is not there; use --device cpu, or {way_out}")
+            raise InputError(f"{folder}: the device {self.device} is not there; {way_out}")
 
     epoch = property(lambda self: len(self.history), doc="The last epoch that was finished, 0 at the start.")
 
@@ -537,7 +540,7 @@ class Run:
 
         self._parts, begun = parts, ""
         if self._checkpoint:
-            restore(self._checkpoint, parts)
+            restore(self.folder / "checkpoint.pt", self._checkpoint["state"], parts)
             for device, state in self._checkpoint["random"].items():
                 random_of(device).set_rng_state(state)
             self._checkpoint, begun = None, f", continuing after epoch {self.epoch}"
@@ -612,14 +615,13 @@ def random_of(device):
     return torch if device == "cpu" else getattr(torch, device)
 
 
-def restore(checkpoint, parts):
-    """Load a checkpoint's state into the parts (by name); raises InputError when it does not fit them."""
+def restore(path, states, parts):
+    """Load states into the parts, both by name; raises InputError when those of the file at path do not fit."""
     try:
         for name, part in parts.items():
-            part.load_state_dict(checkpoint["state"][name])
+            part.load_state_dict(states[name])
     except (RuntimeError, LookupError, ValueError):
-        message = "the checkpoint's weights do not fit its settings; train the run again with --fresh"
-        raise InputError(message) from None
+        raise InputError(f"{path}: the weights do not fit its settings; train the run again with --fresh") from None
 
 
 def hyperparameters(config, conditions, **others):
@@ -632,10 +634,7 @@ def hyperparameters(config, conditions, **others):
 
 
 def locked(folder, wait=True, name=".lock"):
-    """Return a context that holds a folder by a lock, which dies with this process.
-
-    Where another one holds it, raises Timeout or waits; a file system without locks ends no work.
-    """
+    """Return a context that holds a folder by a lock, which dies with this process; raises Timeout, or waits."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return FileLock(folder / name).acquire(timeout=-1 if wait else 0)
@@ -817,8 +816,9 @@ def train_one(config, train, args, wait=True):
     is_complete = not args.fresh and len(read_table(folder / "metrics.csv")) >= args.epochs
     with nullcontext() if is_complete else locked(folder, wait):
         run = Run(folder, config, args, data.source)
+        begun = run.epoch
         try:
-            if run.epoch < run.conditions.epochs:
+            if begun < run.conditions.epochs:
                 torch.set_num_threads(run.conditions.threads)
                 torch.manual_seed(config.seed)
                 train(config, run, data.to(run.device))
@@ -831,7 +831,7 @@ def train_one(config, train, args, wait=True):
             raise TrainingError(f"{folder}: {error} {where}; try a smaller --lr") from None
         finally:
             run.close()
-    if PROCESSES > 1 and not is_complete:
+    if PROCESSES > 1 and run.epoch > begun:
         tell(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}")
     return run
 

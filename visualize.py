@@ -91,11 +91,11 @@ class SavedRun:
     @cached_property
     def model(self):
         """The trained network; its weights are the last epoch's."""
-        if not (self.folder / "checkpoint.pt").exists():
+        checkpoint, model = utils.read_checkpoint(self.folder), self.untrained_model()
+        if checkpoint is None:
             words = f"{self.folder} holds no checkpoint.pt (those of runs/reference are not shipped)"
             raise InputError(f"{words}; train the run with {self.command} and name its folder")
-        model = self.untrained_model()
-        utils.restore(utils.load_tensors(self.folder / "checkpoint.pt"), {"model": model})
+        utils.restore(self.folder / "checkpoint.pt", checkpoint["state"], {"model": model})
         return model
 
     def untrained_model(self):
@@ -107,8 +107,8 @@ class SavedRun:
 
     def snapshot(self, epoch):
         """A network with the weights that stood after an epoch, those that the run kept: of a CNN its convolutions'."""
-        model = self.untrained_model()
-        model.load_state_dict(utils.load_tensors(self.folder / "snapshots" / f"epoch_{epoch:02d}.pt"), strict=False)
+        model, path = self.untrained_model(), self.folder / "snapshots" / f"epoch_{epoch:02d}.pt"
+        utils.restore(path, {"model": model.state_dict() | utils.load_tensors(path)}, {"model": model})
         return model
 
     @cached_property
@@ -216,16 +216,12 @@ def curves(run):
     return drawn
 
 
-def confusion_matrix(labels, predicted, classes):
-    """Return counts, int64 (classes, classes): true class by row, predicted class by column."""
-    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
-
-
 @figure()
 def confusion(run):
     """Draw the confusion matrix of the test images, the errors shaded, with the accuracy of each class."""
     classes, labels = run.data.classes, run.data.test.labels
-    counts = confusion_matrix(labels, run.probabilities.argmax(1), len(classes)).numpy()
+    pairs = labels * len(classes) + run.probabilities.argmax(1)
+    counts = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1).numpy()
     errors = np.ma.masked_array(counts, np.eye(len(classes), dtype=bool))
     drawn = Figure(figsize=(WIDTH, 6.4))
     axes = drawn.subplots()
@@ -1306,7 +1302,8 @@ def draw_seeds(axes, groups, name):
         if group.reported:
             axes.plot(place, drawn_as(group.reported), "kx")
     values = [(one, value) for group in groups for one, value in group.config.settings() if one.name == name]
-    axes.set_xticks(range(len(groups)), [one.unset if value is None else number_text(value) for one, value in values])
+    ticks = [textwrap.fill(one.unset, 10) if value is None else number_text(value) for one, value in values]
+    axes.set_xticks(range(len(groups)), ticks)
     axes.set_xlabel(picture_of(name).replace("_", " "))
     axes.margins(x=0.2)
     axes.grid(axis="y", alpha=0.3, which="both")

@@ -91,14 +91,13 @@ def test_run_folder_holds_what_the_contract_says(run, request):
     conditions = config["conditions"]
     assert (conditions["data_source"], conditions["epochs"]) == ("synthetic", EPOCHS)
     assert conditions["parameters"] == {"cnn_run": 4_257_674, "rnn_run": 3_970}[run]
-    versions = {"python": sys.version.split()[0], "torch": str(torch.__version__).split("+")[0]}
-    assert conditions["versions"] | versions == conditions["versions"]
+    assert conditions["versions"]["torch"] == str(torch.__version__).split("+")[0]
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert checkpoint["record"] == config
     assert [row["epoch"] for row in checkpoint["history"]] == list(range(1, EPOCHS + 1))
     assert [{key: str(value) for key, value in row.items()} for row in checkpoint["history"]] == read_rows(folder)
-    expected = [f"epoch_{epoch:02d}.pt" for epoch in range(EPOCHS + 1)]
-    assert sorted(path.name for path in folder.glob("snapshots/*")) == expected
+    snapshots = {path.name for path in folder.glob("snapshots/*")}
+    assert snapshots == {f"epoch_{epoch:02d}.pt" for epoch in range(EPOCHS + 1)}
     [events] = folder.rglob("events.out.tfevents.*")  # of TensorBoard's, no sub-run
     names = {"config.json", "metrics.csv", "checkpoint.pt", "snapshots", events.name}
     assert {path.name for path in folder.iterdir()} - {".lock"} == names
@@ -114,7 +113,7 @@ def test_snapshots_lead_from_the_seeds_start_to_the_checkpoint(run, request):
     start, end = read_snapshot(folder, 0), read_snapshot(folder, EPOCHS)
     assert start.keys() == end.keys() == (convolutions if run == "cnn_run" else model.state_dict().keys())
     assert all(torch.equal(start[name], model.state_dict()[name]) for name in start)
-    utils.restore(utils.load_tensors(folder / "checkpoint.pt"), {"model": model})
+    model.load_state_dict(utils.load_tensors(folder / "checkpoint.pt")["state"]["model"])
     assert all(torch.equal(end[name], model.state_dict()[name]) for name in end)
     assert not any(torch.equal(start[name], end[name]) for name in start)
 
@@ -125,19 +124,17 @@ def test_real_mnist_is_learned_as_the_shipped_run_learned_it(real_data, tmp_path
     assert (status, error) == (0, "")
     assert "synthetic" not in output
     name = "rnn_mnist/rnn30_adam_lr1e-3_seed0"
-    shipped = real_data.with_name("runs") / "reference"
-    row, shipped = (read_rows(folder)[0] for folder in (tmp_path / name, shipped / name))
+    folders = tmp_path / name, real_data.with_name("runs") / "reference" / name
+    row, shipped = (read_rows(folder)[0] for folder in folders)
     assert float(row["train_loss"]) == pytest.approx(float(shipped["train_loss"]), abs=0.02), "or other roundings'"
     assert float(row["test_accuracy"]) == pytest.approx(float(shipped["test_accuracy"]), abs=3)
-
-
-SMALL = {"batch_size": 200, "hidden_size": 64, "rows_before": 3, "rows_after": 3}
 
 
 @pytest.mark.parametrize("case", range(8))
 def test_any_configuration_trains_and_reloads_to_what_was_measured(case, call, tiny_data, tmp_path):
     script = (rnn_mnist, cnn_cifar10)[case % 2]
-    config = random_config(random.Random(case), script.Config, SMALL)
+    most = {"batch_size": 200, "hidden_size": 64, "rows_before": 3, "rows_after": 3}
+    config = random_config(random.Random(case), script.Config, most)
     flags = shlex.split(config.command("--data=synthetic", "--device=cpu", "--epochs=1", "--runs-dir", tmp_path))[2:]
     status, _, error = call(script, *flags)
     assert (status, error) == (0, "")
@@ -145,7 +142,7 @@ def test_any_configuration_trains_and_reloads_to_what_was_measured(case, call, t
     known, conditions = utils.read_config(folder, CONFIGS)
     assert known == config
     model = NETWORKS[script.__name__](config, *[conditions.precision] * (script is cnn_cifar10))
-    utils.restore(utils.load_tensors(folder / "checkpoint.pt"), {"model": model})
+    model.load_state_dict(utils.load_tensors(folder / "checkpoint.pt")["state"]["model"])
     measured = utils.evaluate(model, utils.load_data(config.dataset, "synthetic", None, config.pixels).test)
     [row] = read_rows(folder)
     assert measured == pytest.approx((float(row["test_loss"]), float(row["test_accuracy"])), abs=1e-12)
@@ -178,6 +175,8 @@ def test_report_trains_its_list_and_ends_with_the_table_of_its_epoch(call, digit
             names = [f"synthetic_{known.config.name[:-1]}{seed}" for seed in (0, 1)]
             accuracies = [float(read_rows(tmp_path / "rnn_mnist" / name)[1]["test_accuracy"]) for name in names]
             assert (row["mean"], row["seeds"]) == (f"{np.mean(accuracies):.2f}", "2")
+            assert row["range"] == f"{min(accuracies):.2f} to {max(accuracies):.2f}"
+            assert row["std"] == f"{np.std(accuracies, ddof=1):.2f}"
             assert "reported" not in row, "embedded data are not compared with the report's"
     assert [output.count("complete after epoch 3") for output in outputs] == [0, 6]
     assert [output.count("parameters, cpu") for output in outputs] == [6, 0]
@@ -199,9 +198,7 @@ def test_tensorboard_holds_one_point_per_epoch_equal_to_the_metrics_and_the_sett
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["lr"].number_value == (1e-4 if run == "cnn_run" else 1e-3)
-    assert settings["optimizer"].string_value == "adam"
-    assert settings["data_source"].string_value == "synthetic"
-    assert settings["seed"].number_value == 0
+    assert [settings[name].string_value for name in ("optimizer", "data_source")] == ["adam", "synthetic"]
 
 
 def test_tensorboard_shows_the_kernels_of_each_epoch_as_a_sheet_in_gray(cnn_run):
@@ -220,8 +217,7 @@ def test_tensorboard_shows_the_kernels_of_each_epoch_as_a_sheet_in_gray(cnn_run)
             top, left = 1 + 6 * (number // 8), 1 + 6 * (number % 8)
             shown = sheet[top : top + 5, left : left + 5]
             assert np.abs(shown - kernel[..., None]).max() <= 1
-        assert (sheet[::6] == 255).all(), "white between the kernels"
-        assert (sheet[:, ::6] == 255).all(), "white between the kernels"
+        assert sheet[::6].min() == sheet[:, ::6].min() == 255, "white between the kernels"
 
 
 def test_tensorboard_holds_histograms_of_the_first_100_test_images(cnn_run, pictures):
@@ -285,11 +281,8 @@ def permuted(split):
         (cnn_cifar10, {"lr": 1e-3}),
         (cnn_cifar10, {"dataset": "mnist", "without": "fc1", "optimizer": "sgd", "lr": 0.1, "pixels": "permuted"}),
     ],
-    ids=["rnn-adam", "lstm-momentum", "gru-permuted", "cnn-adam", "cnn-sgd-permuted"],
 )
-def test_two_epochs_are_those_of_a_plain_loop_bit_for_bit(
-    script, settings, call, pictures, digits, tmp_path, monkeypatch
-):
+def test_epochs_are_a_plain_loops_bit_for_bit(script, settings, call, pictures, digits, tmp_path, monkeypatch):
     config = script.Config(**settings, batch_size=16, seed=3)
     data = small(pictures if config.dataset == "cifar10" else digits, 76, 100)  # the fifth batch is smaller
     monkeypatch.setattr(utils, "embedded_patterns", lambda _: data[3:])
@@ -367,10 +360,8 @@ def test_a_training_step_reads_no_value_back(script, config, tiny_data, tmp_path
 def test_automatic_precision_is_bf16_where_it_is_native_and_the_network_can_use_it(
     capabilities, precision, monkeypatch
 ):
-    if capabilities is None:  # an older release of torch
-        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    else:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    functions = {"get_capabilities": lambda: capabilities} if capabilities else {}  # older releases of torch lack it
+    monkeypatch.setattr(torch, "cpu", SimpleNamespace(**functions))
     args = SimpleNamespace(device="cpu", precision="auto", epochs=1, threads=7)
     assert utils.new_conditions(cnn_cifar10.Config(), args, "real").precision == precision
     assert utils.new_conditions(rnn_mnist.Config(), args, "real").precision == "fp32"
