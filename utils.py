@@ -38,6 +38,7 @@ if None in (sys.stdout, sys.stderr):  # else the next files that are opened woul
 if Path(sys.argv[0]).suffix == ".py" and Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # what a user set is meant for other pictures
     warnings.simplefilter("ignore")
+    sys.excepthook = lambda kind, *more: kind is KeyboardInterrupt or sys.__excepthook__(kind, *more)  # while loading
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
             print("loading torch ...", flush=True)  # which takes seconds

@@ -92,7 +92,7 @@ DAMAGE = {
     "cut line": lambda path: path.write_text(",".join(utils.METRICS) + "\n1,2\n"),
 }
 DAMAGED, FOREIGN = "{} is damaged or not of this project", "{} is not of this version of the project"
-UNFIT = "{} does not fit the run's settings"
+UNFIT = "{}: the weights do not fit its settings"
 ANYWHERE = ("cut off", "flipped", "empty", "pickle", "archive")
 
 

@@ -5,9 +5,9 @@ import gzip
 import hashlib
 import os
 import shlex
-import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import rnn_mnist
@@ -28,6 +28,11 @@ def run_shell(line, folder, **environment):
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
+
+
+def run_side_by_side(lines, folder, **environment):
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda line: run_shell(line, folder, **environment), lines))
 
 
 @pytest.fixture
@@ -158,12 +163,11 @@ def test_a_users_matplotlib_reaches_neither_training_nor_pictures(tmp_path, fini
     (tmp_path / "matplotlibrc").write_text("savefig.dpi: 20\nlines.linewidth: 9\n")
     (tmp_path / "other").write_text("backend: nowhere\naxes.facecolor: red\n")
     hostile = {"MPLBACKEND": "module://nowhere.backend_inline", "MATPLOTLIBRC": str(tmp_path / "other")}
-    command = f"{sys.executable} {ROOT}"
-    done = run_shell(f"{command}/visualize.py {finished_run} --figures curves --output-dir drawn", tmp_path, **hostile)
-    assert (done.returncode, done.stderr) == (0, "")
+    command = f"{sys.executable} -W error {ROOT}"
+    drawing = f"{command}/visualize.py {finished_run} --figures curves --output-dir drawn"
+    for done in run_side_by_side([drawing, f"{command}/rnn_mnist.py {SMALL}"], tmp_path, **hostile):
+        assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "drawn/curves.png").read_bytes() == expected
-    done = run_shell(f"{command}/rnn_mnist.py {SMALL}", tmp_path, PYTHONWARNINGS="error", **hostile)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_script_under_a_profiler_is_the_same_script(tmp_path):
@@ -172,11 +176,11 @@ def test_a_script_under_a_profiler_is_the_same_script(tmp_path):
     assert len(read_rows(tmp_path / "rnn_mnist" / SMALL_NAME)) == 1
 
 
-@pytest.mark.parametrize("script", ["rnn_mnist.py", "visualize.py"])
-def test_help_needs_no_docstrings_and_no_number_of_processes(script):
-    done = run_command("-OO", script, "--help", env={"WORLD_SIZE": "", "RANK": "", "LOCAL_WORLD_SIZE": ""})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--data-dir" in done.stdout
+def test_help_needs_no_docstrings_and_no_number_of_processes(tmp_path):
+    lines = [f"{sys.executable} -OO {ROOT}/{script}.py --help" for script in ("rnn_mnist", "visualize")]
+    for done in run_side_by_side(lines, tmp_path, WORLD_SIZE="", RANK="", LOCAL_WORLD_SIZE=""):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "--data-dir" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -208,15 +212,16 @@ def test_threads_are_of_the_cores_that_the_process_may_use(monkeypatch, variable
 # Streams
 
 
-@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full", "| true"])
-def test_a_standard_stream_that_is_not_there_or_fails_ends_no_work(tmp_path, streams):
-    if "/dev/full" in streams and not os.path.exists("/dev/full"):
-        pytest.skip("needs /dev/full")
-    line = f"set -o pipefail; {sys.executable} {ROOT}/rnn_mnist.py {SMALL} --seed 0 1 {streams}"
-    done = run_shell(line, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    for seed in (0, 1):
-        assert len(read_rows(tmp_path / "runs/rnn_mnist" / SMALL_NAME.replace("seed0", f"seed{seed}"))) == 1
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_standard_stream_that_is_not_there_or_fails_ends_no_work(tmp_path):
+    streams = [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full", "| true"]
+    command = f"set -o pipefail; {sys.executable} {ROOT}/rnn_mnist.py {SMALL} --seed 0 1 --runs-dir"
+    lines = [f"{command} {number} {each}" for number, each in enumerate(streams)]
+    for number, done in enumerate(run_side_by_side(lines, tmp_path)):
+        assert (done.returncode, done.stderr) == (0, ""), streams[number]
+        for seed in (0, 1):
+            folder = tmp_path / f"{number}/rnn_mnist" / SMALL_NAME.replace("seed0", f"seed{seed}")
+            assert len(read_rows(folder)) == 1, streams[number]
 
 
 def test_names_that_the_screen_cannot_show_are_shown_otherwise(tmp_path):
@@ -224,11 +229,6 @@ def test_names_that_the_screen_cannot_show_are_shown_otherwise(tmp_path):
     done = run_command("rnn_mnist.py", *flags, env={"PYTHONIOENCODING": "cp1252"}, encoding="cp1252")
     assert (done.returncode, done.stderr) == (0, "")
     assert r"wyniki_\u0142" in done.stdout
-    done = run_command(
-        "visualize.py", tmp_path / "wyniki_łódź", "--figures", "curves", env={"PYTHONIOENCODING": "ascii"}
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "wyniki_łódź/comparison/curves.png").exists()
 
 
 # File systems
@@ -266,13 +266,3 @@ def test_a_file_system_without_locks_is_told_once_and_trained_on(train_on_noise,
     assert (status, error) == (0, "")
     assert output.count("has no locks") == 1
     assert len(read_rows(tmp_path / "rnn_mnist" / NOISE_NAME)) == 1
-
-
-def test_another_repository_around_us_is_not_asked(tmp_path):
-    """A copy of the scripts inside somebody's repository, called with somebody's git variables."""
-    for name in ("utils.py", "rnn_mnist.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / ".git").write_text("not a repository")
-    done = run_shell(f"{sys.executable} rnn_mnist.py {SMALL}", tmp_path, GIT_DIR="/nowhere", GIT_WORK_TREE="/nowhere")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "commit" not in (tmp_path / "runs/rnn_mnist" / SMALL_NAME / "config.json").read_text()
