@@ -38,7 +38,10 @@ if None in (sys.stdout, sys.stderr):  # else the next files that are opened woul
 if Path(sys.argv[0]).suffix == ".py" and Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # what a user set is meant for other pictures
     warnings.simplefilter("ignore")
-    sys.excepthook = lambda kind, *more: kind is KeyboardInterrupt or sys.__excepthook__(kind, *more)  # while loading
+    hook = sys.excepthook  # for Ctrl-C while torch is loaded
+    sys.excepthook = lambda e, *more: (
+        print("interrupted", file=sys.stderr) if e is KeyboardInterrupt else hook(e, *more)
+    )
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
             print("loading torch ...", flush=True)  # which takes seconds
@@ -72,8 +75,7 @@ def explain(error):
         path, words = error.filename, error.strerror or str(error)
         if path and os.path.islink(path) and not os.path.exists(path):
             words = f"is a link to {os.readlink(path)}, which is not there"
-        if error.errno in DISK_FULL:
-            words += "; free some space and run the same command again"
+        words += "; free some space and run the same command again" * (error.errno in DISK_FULL)
         words = f"error: {path}: {words}" if path else f"error: {words}"
         return 1 if error.errno in (*DISK_FULL, errno.EIO) else 2, words
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
@@ -396,8 +398,8 @@ class Config:
     @property
     def name(self):
         """The name that tells this experiment from all others of its script; usual values are left out."""
-        said = (one.in_name(value) for one, value in self.settings() if one.always or value != one.default)
-        return "".join(said).strip("_")
+        values = [(one, value) for one, value in self.settings() if one.always or value != one.default]
+        return "".join(one.in_name(value) for one, value in values).strip("_")
 
     group = property(lambda self: replace(self, seed=0), doc="What the runs of several seeds have in common.")
 
@@ -608,8 +610,7 @@ class Run:
         self._checkpoint = self._parts = self.writer = None
 
     def _record(self):
-        settings, conditions = asdict(self.config), vars(self.conditions)
-        return {"script": self.config.script, "settings": settings, "conditions": conditions}
+        return {"script": self.config.script, "settings": asdict(self.config), "conditions": vars(self.conditions)}
 
 
 def random_of(device):

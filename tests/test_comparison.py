@@ -116,14 +116,6 @@ def test_a_setting_that_varies_makes_groups_words_and_a_picture(tmp_path, script
     assert shown >= ({-1.0} if name == "without" else {60, 61, 62, 63}), "of without what the same seed loses"
 
 
-def test_groups_and_their_seeds_are_in_rising_order_what_has_no_value_first(tmp_path):
-    expected = [[cnn_cifar10.Config(seed=4)], [rnn_config("lstm", 7)], [rnn_config("lstm", 7, keep_bias=-1.0)]]
-    expected += [[rnn_config("rnn", 5, seed=3)], [rnn_config("rnn", 10, seed=seed) for seed in (0, 2, 12)]]
-    for config in sum(reversed(expected), []):
-        invent_run(tmp_path, config, 90)
-    assert configs_in(tmp_path) == expected
-
-
 @pytest.mark.parametrize(
     ("epochs", "after", "left_out"),
     [
@@ -193,12 +185,6 @@ def test_what_cannot_be_read_is_passed_over_in_a_collection_and_an_error_when_it
     (named,) = (line for line in said if "left out" in line)
     assert named.startswith(f"{path} is left out: ")
     assert_refused(call(visualize, path), str(path))
-
-
-def test_runs_that_finished_no_epoch_are_refused_when_nothing_else_is_named(call, tmp_path):
-    paths = invent_seeds(tmp_path, rnn_config(), [90, 90], epochs=0)
-    for arguments in ([tmp_path], [paths[0]], paths):
-        assert_refused(call(visualize, *arguments, "--output-dir", tmp_path / "out"), "finished")
 
 
 def test_a_reference_folder_is_passed_over_unless_named(tmp_path):
@@ -310,21 +296,6 @@ def test_curves_draw_the_mean_over_seeds_the_band_that_spans_them_and_crosses(tm
     assert list(loss.lines[0].get_ydata()) == pytest.approx([2 / epoch for epoch in range(1, 11)])
 
 
-def test_curves_of_many_settings_have_a_panel_for_each_setting_that_varies(tmp_path):
-    varied = rnn_config("rnn", 5, lr=0.1), rnn_config("rnn", 5, optimizer="sgd"), rnn_config("gru", 20)
-    apart = rnn_config(rows_after=28), rnn_config("gru", 20, rows_before=28), rnn_config("gru", 20, keep_bias=1.0)
-    for config in (*varied, *apart, *(rnn_config("rnn", size) for size in (5, 10, 20, 30))):
-        invent_run(tmp_path, config, 60)  # those apart have a picture of their own
-    panels = visualize.compare_curves(groups_in(tmp_path)).axes
-    legends = {axes.get_title(): [text.get_text() for text in axes.get_legend().get_texts()] for axes in panels}
-    assert legends == {
-        "20 hidden units, Adam, learning rate 1e-3": ["GRU", "RNN"],
-        "RNN, Adam, learning rate 1e-3": [f"{size} hidden units" for size in (5, 10, 20, 30)],
-        "RNN, 5 hidden units, learning rate 1e-3": ["Adam", "SGD"],
-        "RNN, 5 hidden units, Adam": ["learning rate 1e-3", "learning rate 0.1"],
-    }
-
-
 def test_the_layers_that_a_network_is_trained_without_are_ranked_by_what_the_same_seed_loses(tmp_path):
     accuracies = {"nothing": [60, 62, 64], "conv1": [55, 56, 57], "fc1": [30, 42], "conv1+conv2": [20, 20, 20, 99]}
     for without, values in accuracies.items():
@@ -337,38 +308,6 @@ def test_the_layers_that_a_network_is_trained_without_are_ranked_by_what_the_sam
     assert [np.mean(line.get_ydata()) for line in axes.lines] == pytest.approx([0, 1, 2])
     assert [text.get_text() for text in axes.texts] == ["42.0", "25.0", "6.0"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "what costs most stands on top"
-
-
-def test_memory_draws_each_network_against_blank_rows_and_the_gradient_that_reaches_the_digit(tmp_path):
-    floor = visualize.GRADIENT_FLOOR
-    for config, accuracies, gradients in (
-        (rnn_config("gru"), [97, 99], []),
-        (rnn_config("gru", rows_before=28), [96, 95], []),
-        (rnn_config("gru", rows_after=28), [80, 70], [1e-4, 1e-5]),
-        (rnn_config("gru", rows_after=56), [20, 30], [1e-8, 0.0]),
-        (rnn_config("lstm", keep_bias=1.0), [97], []),
-        (rnn_config("lstm", keep_bias=1.0, rows_after=28), [90], [1e-9]),
-        (rnn_config("lstm"), [97], []),
-        (rnn_config("lstm", rows_after=28), [11], [1e-9]),
-        (rnn_config("rnn"), [94, 95], []),  # which was to remember nothing
-    ):
-        for path, each in zip(invent_seeds(tmp_path, config, accuracies), gradients, strict=bool(gradients)):
-            norms = [1.0] * (config.rows_before + 27) + [each] + [0.5] * config.rows_after
-            invent_table(path, "gradients", gradient_rows(norms))
-    left, right = visualize.compare_memory(groups_in(tmp_path)).axes
-    lines = {line.get_label(): line for line in left.lines if not line.get_label().startswith("_")}
-    drawn = {label: (list(line.get_xdata()), list(line.get_ydata())) for label, line in lines.items()}
-    assert drawn == {  # beside each other, that none hides another
-        "GRU, keep bias as torch starts it": ([-1, 27, 55], [98, 75, 25]),
-        "LSTM, keep bias as torch starts it": ([0, 28], [97, 11]),
-        "LSTM, keep bias 1": ([1, 29], [97, 90]),
-    }
-    (hollow,) = (line for line in left.lines if line.get_markerfacecolor() == "none")
-    assert (list(hollow.get_xdata()), list(hollow.get_ydata())) == ([27, 27], [96, 95])
-    marks = [(*line.get_xdata(), *line.get_ydata()) for line in left.lines if line.get_alpha()]
-    assert marks[:6] == [(-1, 97), (-1, 99), (27, 80), (27, 70), (55, 20), (55, 30)]
-    spots = [(*line.get_xdata(), *line.get_ydata()) for line in right.lines]
-    assert spots == [(1e-4, 80), (1e-5, 70), (1e-8, 20), (floor, 30), (1e-9, 11), (1e-9, 90)]
 
 
 def test_gradients_are_drawn_after_the_epoch_of_the_comparison_for_cells_that_differ_in_nothing_else(tmp_path, capsys):

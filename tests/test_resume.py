@@ -4,7 +4,6 @@ KILLS=20 python -m pytest tests/test_resume.py -k killed     more kills than the
 """
 
 import errno
-import gc
 import io
 import itertools
 import json
@@ -329,11 +328,6 @@ def test_fresh_deletes_all_and_ctrl_c_promises_no_more_than_is_kept(
 # Typed flags
 
 
-def test_several_processes_cannot_start_over_together(train, monkeypatch):
-    monkeypatch.setattr(utils, "PROCESSES", 2)
-    assert_refused(train("--fresh"), "--fresh: several processes cannot start over together; delete the run folders")
-
-
 @pytest.mark.parametrize(("begun", "other"), [("bf16", "fp32"), ("fp32", "bf16")])
 def test_precision_and_threads_of_the_start_are_used_again_and_another_typed_precision_is_refused(
     begun, other, call, tmp_path, monkeypatch
@@ -499,27 +493,3 @@ def test_torchrun_shares_a_list_among_its_processes(tmp_path):
         [row] = read_rows(folder)
         assert done.stdout.count(f"{folder}: {float(row['test_accuracy']):.2f} % after epoch 1\n") == 1
         assert len(list(folder.glob("events*"))) == 1, "trained once"
-
-
-def test_a_list_keeps_the_networks_of_its_runs_no_longer_than_needed(train, monkeypatch):
-    def numbers(*_):
-        gc.collect()
-        tensors = (each for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
-        return sum(each.numel() for each in tensors if each.is_floating_point())
-
-    kept, result = [], utils.result
-    monkeypatch.setattr(utils, "result", lambda *args: (kept.append(numbers()), result(*args))[1])
-    before, network = numbers(), 4 * 64 * (28 + 3 * 64)
-    for _ in ("trained", "complete"):
-        assert train("--cell", "lstm", "--hidden-size", 64, "--epochs", 1, "--seed", 0, 1, 2)[0] == 0
-    assert max(kept) < before + network, "of three runs, with two moments for each weight"
-
-
-@pytest.mark.parametrize(("others", "opens_all"), [(39, True), (40, False)])
-def test_the_command_for_tensorboard_opens_no_more_runs_than_it_ticks(train, finished_run, others, opens_all):
-    for number in range(others):
-        other = finished_run.with_name(f"run{number}")
-        other.mkdir()
-        (other / "events.out.tfevents.run").touch()
-    lines = train("--epochs", 1, runs_dir=finished_run.parents[1])[1].splitlines()
-    assert f"  tensorboard --logdir {finished_run.parent if opens_all else finished_run}" in lines

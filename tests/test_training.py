@@ -5,7 +5,6 @@ import json
 import random
 import re
 import shlex
-import sys
 from types import SimpleNamespace
 
 import cnn_cifar10
@@ -20,7 +19,6 @@ from conftest import CONFIGS, EPOCHS, random_config, read_events, read_points, r
 from PIL import Image
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 NETWORKS = {"cnn_cifar10": cnn_cifar10.LeNet5, "rnn_mnist": rnn_mnist.RowReader}
 SMALL_GRU = rnn_mnist.Config(cell="gru", hidden_size=8, lr=1e-2)
@@ -70,16 +68,6 @@ def test_screen_shows_aligned_epochs_the_data_source_and_what_to_type_next(run, 
     assert result["mean"] == f"{float(read_rows(folder)[-1]['test_accuracy']):.2f}"
     assert lines[-2].split() == ["tensorboard", "--logdir", str(folder.parent)]
     assert lines[-1].split() == ["python", "visualize.py", str(folder)]
-
-
-def test_a_bar_is_shown_on_a_terminal_and_gone_after_each_epoch(call, tiny_data, tmp_path, monkeypatch):
-    terminal = io.StringIO()
-    terminal.isatty, terminal.reconfigure = lambda: True, lambda **_: None
-    monkeypatch.setattr(sys, "stderr", terminal)
-    assert call(rnn_mnist, "--data", "synthetic", "--epochs", 2, "--runs-dir", tmp_path)[0] == 0
-    shown = terminal.getvalue().split("\r")
-    assert [any(f"epoch {epoch}: " in bar and "batch/s" in bar for bar in shown) for epoch in (1, 2)] == [True, True]
-    assert shown[-2].strip() == shown[-1] == ""
 
 
 @BOTH_RUNS
@@ -330,29 +318,6 @@ def test_a_step_is_taken_in_train_mode_and_all_else_is_looked_at_in_eval_mode(sc
     assert modes == {(True, True), (False, False)}
 
 
-class ReadBacks(TorchDispatchMode):
-    """Counts the operations for which the processor has to wait until a GPU is through."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "masked_select"))
-        return function(*args, **kwargs or {})
-
-
-@BOTH_SCRIPTS
-def test_a_training_step_reads_no_value_back(script, config, tiny_data, tmp_path, monkeypatch):
-    """In place of a GPU: how often an epoch would wait for one does not grow with its steps."""
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_graph", lambda *_: None)
-    counts = []
-    for steps in (1, 5):
-        few = small(tiny_data[script], steps * config.batch_size, 50)
-        with ReadBacks() as read_backs:
-            train_here(script, tmp_path / str(steps), few, config, epochs=1)
-        counts.append(read_backs.count)
-    assert counts[0] == counts[1] > 0
-
-
 @pytest.mark.parametrize(
     ("capabilities", "precision"),
     [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": False}, "fp32"), (None, "fp32")],
@@ -367,9 +332,3 @@ def test_automatic_precision_is_bf16_where_it_is_native_and_the_network_can_use_
     assert utils.new_conditions(rnn_mnist.Config(), args, "real").precision == "fp32"
     args.precision = "fp32"
     assert utils.new_conditions(cnn_cifar10.Config(), args, "real").precision == "fp32"
-
-
-def test_small_recurrent_networks_use_one_thread_and_all_others_what_there_is():
-    args = SimpleNamespace(device="cpu", precision="fp32", epochs=1, threads=7)
-    configs = rnn_mnist.Config(hidden_size=64), rnn_mnist.Config(hidden_size=65), cnn_cifar10.Config()
-    assert [utils.new_conditions(config, args, "real").threads for config in configs] == [1, 7, 7]

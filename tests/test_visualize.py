@@ -1,9 +1,7 @@
 """visualize.py on one run: what its figures and tables show, which figures a run has, and what a user can get wrong."""
 
-import errno
 import json
 import os
-import pickle
 import re
 import shlex
 import shutil
@@ -22,9 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, Intruder, assert_refused, nothing_left_behind, read_files, small, train_here
-from matplotlib import colormaps
-from matplotlib.figure import Figure
+from conftest import CONFIGS, assert_refused, nothing_left_behind, read_files, small, train_here
 from matplotlib.image import imread
 from matplotlib.text import Text
 
@@ -156,39 +152,6 @@ def test_confusion_counts_the_test_images_and_examples_shows_them(request, kind)
                 assert (title, pixels.mask.all()) == ("", True)
 
 
-def test_a_run_is_shown_in_the_arithmetic_that_it_was_trained_in(tmp_path, pictures):
-    data = small(pictures, 32, 30)
-    config = cnn_cifar10.Config(lr=1e-3, without="fc1")
-    folder = train_here(cnn_cifar10, tmp_path / "runs", data, config, epochs=1, precision="bf16")
-    drawn, (row,) = draw(folder, data, tmp_path / "figures", "--figures", "filters"), utils.read_history(folder)
-    assert "after 1 epoch\n" in drawn.made["filters.png"].get_suptitle()
-    model = drawn.run.model
-    assert utils.evaluate(model, data.test) == pytest.approx((row["test_loss"], row["test_accuracy"]), abs=1e-12)
-    other = cnn_cifar10.LeNet5(config, "fp32")
-    other.load_state_dict(model.state_dict())
-    assert abs(utils.evaluate(other, data.test).loss - row["test_loss"]) > 1e-7
-
-
-def test_filters_show_the_weights_in_gray_on_symmetric_scales(cnn):
-    trained = utils.load_tensors(cnn.run.folder / "checkpoint.pt")["state"]["model"]["layers.conv1.weight"][:, 0]
-    start = utils.load_tensors(cnn.run.folder / "snapshots" / "epoch_00.pt")["layers.conv1.weight"][:, 0]
-    picture = imread(cnn.folder / "filters.png")
-    same, own = max(trained.abs().max(), start.abs().max()).item(), (trained - start).abs().max().item()
-    shown = {"at the start": (start, same), "trained": (trained, same)}
-    shown["the change, on its own scale"] = trained - start, own
-    for axes, (title, (kernels, limit)) in zip(cnn.made["filters.png"].axes, shown.items(), strict=False):
-        assert axes.get_title() == title
-        assert axes.images[0].get_clim() == pytest.approx((-limit, limit))
-        assert texts(axes.texts) == [str(number) for number in range(32)]
-        for number, kernel in enumerate(kernels):
-            top, left = number // 4 * 8 + 3, number % 4 * 6 + 1
-            assert np.array_equal(axes.images[0].get_array()[top : top + 5, left : left + 5], kernel)
-        x, y = axes.transData.transform((7 + 3, 19 + 2)) * 40 / axes.figure.dpi  # in dots of the file, from below
-        expected = colormaps["gray"](float(0.5 + kernels[9, 2, 3] / (2 * limit)))[0]
-        assert picture[len(picture) - 1 - int(y), int(x), :3].mean() == pytest.approx(expected, abs=0.02)
-    assert cnn.made["filters.png"].get_suptitle().startswith("The kernels of conv1, after 2 epochs\n")
-
-
 def test_activations_draw_and_list_the_mean_where_they_say_mean(cnn):
     images, panels = cnn.run.data.test.images, iter(cnn.made["activations.png"].axes)
     rows, expected = utils.read_table(cnn.folder / "activations.csv"), []
@@ -257,21 +220,6 @@ def test_evolution_names_epochs_maps_and_activations(cnn):
         assert texts(axes.texts) == [f"{peak[number]:.2g}" for number in chosen for peak in peaks]
 
 
-def test_invariance_draws_distances_and_accuracy_of_transformed_images(cnn):
-    run, grid = cnn.run, np.reshape(cnn.made["invariance.png"].axes, (3, 4))
-    for row, (kind, amounts) in zip(grid, visualize.TRANSFORMATIONS.items(), strict=True):
-        *distances, right = visualize.sensitivity(run.model, *run.data.test, kind)
-        for axes, values in zip(row[1:3], distances, strict=True):
-            low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
-            band = axes.collections[0].get_paths()[0].vertices[:, 1]
-            assert [*axes.lines[0].get_xdata()] == amounts.tolist()
-            assert [*axes.lines[0].get_ydata()] == pytest.approx(middle.tolist())
-            assert (band.min(), band.max()) == pytest.approx((low.min().item(), high.max().item()), abs=1e-6)
-        assert [*row[3].lines[0].get_ydata()] == pytest.approx((100 * right.mean(1)).tolist())
-        names = ["", "first layer moves by", "last layer moves by", "accuracy in %"]
-        assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in row] == [(kind, name) for name in names]
-
-
 def test_occlusion_draws_what_the_square_does_to_an_image_that_is_classified_right(cnn):
     run, panels, (images, labels) = cnn.run, cnn.made["occlusion.png"].axes, cnn.run.data.test
     of_class = (labels == 0).nonzero()[:, 0]
@@ -331,15 +279,6 @@ def test_gradients_list_and_draw_the_norms_of_both_states_after_every_epoch(rnn)
     stronger = [torch.stack([*states.values()]).amax(0) for states in norms]
     assert [*share.lines[0].get_xdata()] == [0, 1, 2]
     assert [*share.lines[0].get_ydata()] == pytest.approx([(line[0] / line[-1]).item() for line in stronger])
-
-
-def test_a_gradient_that_vanished_altogether_stands_at_the_bottom_of_the_axis():
-    axes, bottom = Figure().subplots(), visualize.GRADIENT_FLOOR
-    visualize.draw_gradient_line(axes, [0.0, 1e-30, 1e-3, 1.0], color="#123456")
-    line, gone = axes.lines
-    assert [*zip(*line.get_data(), strict=True)] == [(1, bottom), (2, bottom), (3, 1e-3), (4, 1.0)]
-    assert (gone.get_marker(), *map(list, gone.get_data())) == ("v", [1, 2], [bottom, bottom])
-    assert axes.get_ylim()[0] < bottom, "the triangles are seen whole"
 
 
 def test_reading_draws_the_answers_and_what_the_state_knows_row_by_row(rnn):
@@ -421,29 +360,6 @@ def test_evolution_names_the_snapshot_that_is_missing(call, cnn, tmp_path, monke
     assert_refused(call(visualize, folder, "--figures", "evolution"), f"{missing} is missing")
 
 
-def test_a_table_is_drawn_anew_when_the_checkpoint_is_newer_and_not_otherwise(copied, rnn, tiny_data):
-    table, old = copied / "figures" / "gradients.csv", [{"epoch": "0", "state": "hidden", "step": "1", "norm": "9"}]
-    assert visualize.measured(SavedRun(copied), "gradients") == utils.read_table(table)
-    assert table.read_text() == rnn.made["gradients.csv"]
-    for age, rows in ((-9, old), (9, utils.read_table(table))):
-        table.write_text(utils.table_text(old[0], [row.values() for row in old]))
-        os.utime(copied / "checkpoint.pt", (table.stat().st_mtime + age,) * 2)
-        assert visualize.measured(SavedRun(copied), "gradients") == rows
-        assert utils.read_table(table) == rows
-    (copied / "checkpoint.pt").unlink()
-    assert visualize.measured(SavedRun(copied), "gradients") == rows
-    assert visualize.measured(SavedRun(copied), "gabor") == [], "a figure that the run does not have"
-
-
-@pytest.mark.parametrize("reason", [errno.EACCES, errno.EROFS])
-def test_a_table_is_measured_where_the_folder_cannot_be_written(copied, rnn, tiny_data, monkeypatch, reason):
-    def refuse(path, content):
-        raise OSError(reason, os.strerror(reason), str(path))
-
-    monkeypatch.setattr(utils, "write_atomically", refuse)
-    assert visualize.measured(SavedRun(copied), "gradients") == utils.read_table(rnn.folder / "gradients.csv")
-
-
 # Command line
 
 
@@ -468,43 +384,6 @@ def test_an_unusable_command_line_is_told_in_one_line(call, copied, monkeypatch,
     before = read_files(here)
     assert_refused(call(visualize, *shlex.split(flags)), words.format(here=here))
     assert read_files(here) == before
-
-
-OTHER = rnn_mnist.RowReader(rnn_mnist.Config(cell="gru", hidden_size=9)).state_dict()  # what no longer fits the code
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "words"),
-    [
-        ("checkpoint.pt", lambda content, _: content[:-1000], "is damaged or not of this project"),
-        ("checkpoint.pt", lambda _, path: pickle.dumps(Intruder(path.with_name("intruder"))), "is damaged"),
-        ("checkpoint.pt", lambda _, path: utils.save_tensors(path, Intruder(path.with_name("intruder"))), "is damaged"),
-        (
-            "checkpoint.pt",
-            lambda _, path: utils.save_tensors(
-                path, {"record": {}, "history": [{}], "random": {}, "state": {"model": OTHER}}
-            ),
-            "fit",
-        ),
-        ("snapshots/epoch_01.pt", lambda content, _: content[:-100], "is damaged or not of this project"),
-        ("snapshots/epoch_01.pt", lambda _, path: utils.save_tensors(path, OTHER), "fit"),
-        ("metrics.csv", lambda content, _: content.replace(b"\n2,", b"\n2;"), "is damaged"),
-        ("config.json", lambda *_: b"?", "is not of this version of the project"),
-        ("config.json", lambda content, _: content.replace(b'"lr"', b'"colour": 3, "lr"'), "'colour'"),
-        ("config.json", lambda content, _: content.replace(b'"lstm"', b'"elman"'), "elman is not one of"),
-    ],
-)
-def test_a_damaged_or_foreign_file_is_named_and_its_code_is_not_run(call, copied, tiny_data, name, damage, words):
-    path = copied / name
-    path.write_bytes(damage(path.read_bytes(), path) or path.read_bytes())
-    if name == "metrics.csv":
-        (copied / "checkpoint.pt").unlink()  # which would be asked first
-    before = read_files(copied)
-    outcome = call(visualize, copied, "--figures", "gradients")
-    assert_refused(outcome, words)
-    assert str(path) in outcome[2]
-    assert read_files(copied) == before
-    assert not path.with_name("intruder").exists()
 
 
 @pytest.mark.parametrize(
@@ -544,25 +423,3 @@ def test_data_are_sought_where_data_dir_says_and_never_downloaded(call, real_dat
         assert not (tmp_path / sought).exists()
     assert call(visualize, folder, "--figures", "confusion", "--data-dir", real_data)[0] == 0
     assert os.listdir(folder / "figures") == ["confusion.png"]
-
-
-def test_a_drawing_that_is_interrupted_keeps_the_pictures_and_writes_nothing_else(call, copied, monkeypatch):
-    def stop(run):
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(visualize.FIGURES, "confusion", (stop, lambda run: True))
-    before, picture = read_files(copied), copied / "figures" / "curves.png"
-    status, output, error = call(visualize, copied)
-    kept = "the figures that are drawn are kept, and the same command draws them all"
-    assert (status, output, error) == (130, f"{picture}\n", f"visualize.py: interrupted; {kept}\n")
-    assert read_files(copied) == before | {picture: picture.read_bytes()}
-
-
-def test_help_shows_every_figure(call):
-    status, output, _ = call(visualize, "--help")
-    drawings = {name: draw for name, (draw, _) in visualize.FIGURES.items()}, visualize.COMPARISONS
-    first_lines = [(name, draw.__doc__.splitlines()[0]) for each in drawings for name, draw in each.items()]
-    assert (status, re.findall(r"^    (\w+) +([A-Z].*)$", output.split("Figures of a run:")[1], re.MULTILINE)) == (
-        0,
-        first_lines,
-    )
