@@ -469,7 +469,7 @@ def load_tensors(path, keys=frozenset()):
             if loaded.keys() >= keys:
                 return loaded
     except Exception as error:  # a damaged file may raise anything
-        if isinstance(error, OSError | MemoryError) or "memory" in str(error):
+        if isinstance(error, OSError | MemoryError) or isinstance(error, RuntimeError) and "memory" in str(error):
             raise
     raise InputError(f"{path} is damaged or not of this project; train the run again with --fresh")
 
@@ -514,9 +514,8 @@ class Run:
     def __init__(self, folder, config, args, data_source):
         self.folder, self.config, self.history, self.writer = folder, config, [], None
         self._say = tell if PROCESSES == 1 else lambda line: None  # of several only what each run reached is told
-        self._checkpoint, way_out = None, "start over with --fresh, or use another --runs-dir"
-        if not args.fresh:
-            self._checkpoint = read_checkpoint(folder)
+        self._checkpoint = None if args.fresh else read_checkpoint(folder)
+        way_out = "start over with --fresh, or use another --runs-dir"
         if self._checkpoint:
             self.history = self._checkpoint["history"]
             self.conditions = SimpleNamespace(**self._checkpoint["record"]["conditions"])
@@ -818,12 +817,13 @@ def train_one(config, train, args, wait=True):
     is_complete = not args.fresh and len(read_table(folder / "metrics.csv")) >= args.epochs
     with nullcontext() if is_complete else locked(folder, wait):
         run = Run(folder, config, args, data.source)
-        begun = run.epoch
         try:
-            if begun < run.conditions.epochs:
+            if run.epoch < run.conditions.epochs:
                 torch.set_num_threads(run.conditions.threads)
                 torch.manual_seed(config.seed)
                 train(config, run, data.to(run.device))
+                if PROCESSES > 1:
+                    tell(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}")
             else:
                 say(f"{folder}: complete after epoch {run.epoch}; a larger --epochs extends it, --fresh starts over")
                 if not is_complete:  # a kill came between the checkpoint and metrics.csv
@@ -833,8 +833,6 @@ def train_one(config, train, args, wait=True):
             raise TrainingError(f"{folder}: {error} {where}; try a smaller --lr") from None
         finally:
             run.close()
-    if PROCESSES > 1 and run.epoch > begun:
-        tell(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}")
     return run
 
 

@@ -235,7 +235,7 @@ def confusion(run):
     axes.set_yticks(positions, classes)
     axes.set(xlabel="predicted class (numbers: images)", ylabel="true class")
     right = axes.secondary_yaxis("right")
-    right.set_yticks(positions, [f"{value:.1f} %" for value in 100 * counts.diagonal() / counts.sum(1)])
+    right.set_yticks(positions, [f"{value:.1f} %" for value in 100 * counts.diagonal() / counts.sum(1).clip(1)])
     right.set_ylabel("accuracy of the class", labelpad=8)
     right.tick_params(length=0)
     drawn.colorbar(shown, ax=axes, label="images classified wrong", shrink=0.8)

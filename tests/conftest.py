@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -181,12 +180,13 @@ def runs_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def default_runs(runs_dir):
-    """The default experiments on embedded data, trained side by side: of each script (completed process, folder)."""
+    """The default experiments on embedded data: of each script (completed process, folder)."""
     flags = "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir
-    with ThreadPoolExecutor() as pool:
-        cnn, rnn = pool.map(lambda script: run_command(script, *flags), ("cnn_cifar10.py", "rnn_mnist.py"))
-    folders = "cnn_cifar10/synthetic_adam_lr1e-4_seed0", "rnn_mnist/synthetic_rnn30_adam_lr1e-3_seed0"
-    return [(done, runs_dir / folder) for done, folder in zip((cnn, rnn), folders, strict=True)]
+    folders = {
+        "cnn_cifar10.py": "cnn_cifar10/synthetic_adam_lr1e-4_seed0",
+        "rnn_mnist.py": "rnn_mnist/synthetic_rnn30_adam_lr1e-3_seed0",
+    }
+    return [(run_command(script, *flags), runs_dir / folder) for script, folder in folders.items()]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """A run goes on: after kill -9 and Ctrl-C, with more epochs, in a list whose other runs fail, beside other processes.
 
-KILLS=20 python -m pytest tests/test_resume.py -k killed     more kills than the usual six
+KILLS=20 python -m pytest tests/test_resume.py -k killed     more kills than the usual three
 """
 
 import errno
@@ -44,7 +44,7 @@ from filelock import FileLock
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 
-KILLS = int(os.environ.get("KILLS", "6"))
+KILLS = int(os.environ.get("KILLS", "3"))
 GRU = rnn_mnist.Config(cell="gru", hidden_size=8, lr=1e-2)
 CNN = cnn_cifar10.Config(without="fc1", lr=1e-3, batch_size=32)
 
