@@ -4,9 +4,11 @@ import shutil
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,11 +38,38 @@ def real_data():
 
 # Calling the scripts
 
+ENVIRONMENT = dict(os.environ)  # before a test changes it
+BESIDE, POOL, FOLDER = {}, ThreadPoolExecutor(1), TemporaryDirectory()
+
+
+def beside(function):
+    """Make a session fixture of what function(folder) returns: it starts scripts, beside the tests that come before."""
+    BESIDE[function.__name__] = function
+    return pytest.fixture(scope="session", name=function.__name__)(lambda: started(function.__name__).result())
+
+
+@cache
+def started(name):
+    folder = Path(FOLDER.name) / name
+    folder.mkdir()
+    return POOL.submit(BESIDE[name], folder)
+
+
+def pytest_collection_finish(session):
+    asked = {name for item in session.items for name in item.fixturenames}
+    for name in BESIDE if not session.config.option.collectonly else ():
+        if name in asked:
+            started(name)
+
+
+def pytest_sessionfinish():
+    POOL.shutdown(wait=False, cancel_futures=True)
+
 
 def run_command(*command, **options):
     """Run a script as a user does; return its CompletedProcess with stdout and stderr as text."""
     arguments = [sys.executable, *map(str, command)]
-    environment = {**os.environ, "PYTHONWARNINGS": "default", **options.pop("env", {})}
+    environment = {**ENVIRONMENT, "PYTHONWARNINGS": "default", **options.pop("env", {})}
     options = {"capture_output": True, "cwd": ROOT, **options}
     return subprocess.run(arguments, text=True, check=False, env=environment, **options)
 
@@ -173,20 +202,15 @@ def assert_refused(outcome, words):
 # Runs and data
 
 
-@pytest.fixture(scope="session")
-def runs_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="session")
-def default_runs(runs_dir):
+@beside
+def default_runs(folder):
     """The default experiments on embedded data: of each script (completed process, folder)."""
-    flags = "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", runs_dir
+    flags = "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", folder
     folders = {
         "cnn_cifar10.py": "cnn_cifar10/synthetic_adam_lr1e-4_seed0",
         "rnn_mnist.py": "rnn_mnist/synthetic_rnn30_adam_lr1e-3_seed0",
     }
-    return [(run_command(script, *flags), runs_dir / folder) for script, folder in folders.items()]
+    return [(run_command(script, *flags), folder / path) for script, path in folders.items()]
 
 
 @pytest.fixture(scope="session")
@@ -197,13 +221,6 @@ def cnn_run(default_runs):
 @pytest.fixture(scope="session")
 def rnn_run(default_runs):
     return default_runs[1]
-
-
-@pytest.fixture
-def copied_run(rnn_run, tmp_path):
-    folder = tmp_path / "rnn_mnist" / rnn_run[1].name
-    shutil.copytree(rnn_run[1], folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

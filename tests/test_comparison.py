@@ -107,7 +107,7 @@ def test_a_setting_that_varies_makes_groups_words_and_a_picture(tmp_path, script
     groups = groups_in(tmp_path)
     first, second = ([config, replace(config, seed=1)] for config in (usual, other))
     assert configs_in(tmp_path) in ([first, second], [second, first]), "and the seed, which makes none, in rising order"
-    assert len({"", *visualize.labels_of(groups)[0]}) == 3
+    assert len({"", *visualize.labels(groups)[0]}) == 3
     name = {"lr": "learning_rate", "rows_after": "memory"}.get(one.name, one.name)
     drawn = visualize.COMPARISONS[name](groups)
     assert "None" not in {text.get_text() for axes in drawn.axes for text in axes.get_xticklabels()}
@@ -210,7 +210,7 @@ LABELS = [
 @pytest.mark.parametrize(("one", "other", "labels"), LABELS)
 def test_what_all_share_is_said_once_and_of_each_what_differs_usual_values_too(tmp_path, one, other, labels):
     groups = [group for config in (one, other) for group in groups_in(invent_run(tmp_path, config, 90))]
-    own, common = visualize.labels_of(groups)
+    own, common = visualize.labels(groups)
     assert " / ".join(own) == labels
     assert common == ", ".join(words for words in one.sentence().split(", ") if words not in own[0].split(", "))
 
@@ -322,17 +322,92 @@ def test_gradients_are_drawn_after_the_epoch_of_the_comparison_for_cells_that_di
                     norms = [share if norm is None else norm] * 27 + [float(state == "hidden")]
                     rows += gradient_rows(norms, epoch, state)
             invent_table(path, "gradients", rows)
-    *panels, reach = visualize.compare_gradients(groups_in(tmp_path)).axes
+    panels, floor = visualize.compare_gradients(groups_in(tmp_path)).axes, visualize.GRADIENT_FLOOR
     assert [axes.get_title() for axes in panels] == ["LSTM", "RNN"]
-    by_epoch = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in reach.lines}
-    floor = visualize.GRADIENT_FLOOR
-    assert by_epoch == {"RNN": ([0, 10], pytest.approx([1e-3, 1e-4])), "LSTM": ([0, 10], pytest.approx([1e-1, floor]))}
     first = [{line.get_linestyle(): line.get_ydata()[0] for line in axes.lines[::2]} for axes in panels]
     assert first == [pytest.approx({":": 1e-1, "-": floor}), pytest.approx({":": 1e-3, "-": 1e-4})]
     gone = [[*line.get_xdata()] for axes in panels for line in axes.lines if line.get_marker() == "v"]
     assert gone == [[], list(range(1, 28)), [], []]
     named = ", ".join(config.sentence() for config in drawn)
     assert capsys.readouterr().out == f"gradients draws {named}, no other settings\n"
+
+
+def invent_blank_rows(folder, config, grown, norms):
+    """Invent a run with blank rows: its accuracy after each epoch, and the gradient at the digit, also before them."""
+    path = invent_run(folder, config, 0, epochs=len(grown))
+    rows = utils.read_table(path / "metrics.csv")
+    rows = [row | {"test_accuracy": value} for row, value in zip(rows, grown, strict=True)]
+    (path / "metrics.csv").write_text(utils.table_text(utils.METRICS, [row.values() for row in rows]))
+    lines = [gradient_rows([5.0, norm, *[7.0] * config.rows_after], epoch) for epoch, norm in enumerate(norms)]
+    invent_table(path, "gradients", sum(lines, []))
+
+
+def test_opening_draws_the_gradient_at_the_digit_by_epoch_a_line_a_run(tmp_path):
+    """Of runs that never leave chance dotted; else with a dot where they leave it, which extended runs may do late."""
+    stuck, late = [11.35] * 10, [11.35] * 11 + [97.0]
+    invent_blank_rows(tmp_path, rnn_config("gru", rows_after=3), stuck, [1e-3, *[1e-20] * 10])
+    held = rnn_config("gru", rows_after=2, keep_bias=2.0)
+    invent_blank_rows(tmp_path, held, [90.0] * 10, [1e-2, *[0.5] * 10])
+    invent_blank_rows(
+        tmp_path, rnn_config("rnn", rows_after=3, lr=1e-4), late, [1e-6 * 2**epoch for epoch in range(13)]
+    )
+    invent_run(tmp_path, rnn_config("lstm", rows_after=3), 50)  # whose gradients were not measured
+    drawn = visualize.compare_opening(groups_in(tmp_path))
+    gru, rnn = drawn.axes
+    lines = [(line.get_linestyle(), line.get_marker(), [*map(float, line.get_ydata())]) for line in gru.lines]
+    floor = visualize.GRADIENT_FLOOR
+    assert lines == [("-", "None", [1e-2, *[0.5] * 10]), ("-", ".", [0.5]), (":", "None", [1e-3, *[floor] * 10])]
+    assert [[*map(float, rnn.lines[1].get_data()[0])], len(rnn.lines)] == [[12], 2]
+    colours = {
+        text.get_text(): line.get_color()
+        for text, line in zip(drawn.legends[0].texts, drawn.legends[0].get_lines(), strict=True)
+    }
+    assert [line.get_color() for line in gru.lines[1:]] == [
+        colours["B = 2: keeps 88.1 % a step"],
+        colours["torch's start"],
+    ]
+
+
+def test_memory_draws_a_panel_a_network_and_a_line_a_start_at_the_usual_rate(tmp_path):
+    for after, accuracies in ((0, [98, 99]), (14, [60, 70]), (56, [11.35])):
+        invent_seeds(tmp_path, rnn_config("gru", rows_after=after), accuracies)
+    invent_seeds(tmp_path, rnn_config("gru", rows_before=14), [96, 97])
+    invent_seeds(tmp_path, rnn_config("gru", rows_after=56, keep_bias=1.0), [90])
+    for other in ({"hidden_size": 20}, {"lr": 1e-2, "rows_after": 28}, {"cell": "rnn"}):  # no blank rows, another rate
+        invent_seeds(tmp_path, replace(rnn_config("gru"), **other), [50])
+    (axes,) = visualize.compare_memory(groups_in(tmp_path)).axes
+    means = [[*map(float, line.get_ydata())] for line in axes.lines if line.get_marker() == "None"]
+    assert means == [[98.5, 65, 11.35], [90], [11.35, 11.35]], "the last one always answers 1"
+    dots = [
+        (str(line.get_markerfacecolor()) == "none", [*line.get_ydata()])
+        for line in axes.lines
+        if line.get_marker() == "o"
+    ]
+    assert dots == [(False, [98, 99]), (False, [60, 70]), (False, [11.35]), (True, [96, 97]), (False, [90])]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"lr": 1e-2},
+            ", pairs: +2.00 points (interval +1.00 to +3.00), so in 5 of 5 seeds, p 0.0312. The first is ahead: holds.",
+        ),
+        (
+            {"cell": "gru"},
+            ": +2.00 points (interval +0.50 to +3.50), so in 5 of 5 seeds, p 0.0357. The first is ahead: holds.",
+        ),
+    ],
+)
+def test_of_two_settings_the_difference_its_interval_and_its_p_are_told(call, tmp_path, settings, words):
+    """The one of the higher mean first; those are pairs whose weights start alike."""
+    invent_seeds(tmp_path, rnn_config(), [80, 81, 82, 83, 84])
+    invent_seeds(tmp_path, replace(rnn_config(), **settings), [83, 84, 84, 84, 85])
+    folder, said = compare(call, tmp_path, "results")
+    (line,) = [line for line in said if " against " in line]
+    assert words in line
+    assert line.startswith(("GRU 84.00 %", "learning rate 0.01 84.00 %"))
+    assert (folder / "results.md").read_text().endswith(f"\n\n{line}\n")
 
 
 # What is written, and where

@@ -168,19 +168,6 @@ def test_one_flipped_byte_in_a_data_file_is_found_and_named(shelf, tmp_path, nam
     assert shelf.requests == []
 
 
-@pytest.mark.parametrize("is_downloaded", [False, True])
-def test_what_an_older_torchvision_left_is_not_read(shelf, tmp_path, is_downloaded):
-    """Neither when the raw files are read nor when torchvision downloads one of them."""
-    shelf.put("mnist", tmp_path)
-    (tmp_path / "MNIST" / "processed").mkdir()
-    (tmp_path / "MNIST" / "processed" / "training.pt").write_bytes(b"junk")
-    torch.save((torch.zeros(20, 28, 28), torch.zeros(20)), tmp_path / "MNIST" / "processed" / "test.pt")
-    if is_downloaded:
-        (tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte").unlink()
-    assert shelf.holds(load_data("mnist", "real", tmp_path))
-    assert bool(shelf.requests) == is_downloaded
-
-
 @BOTH
 @pytest.mark.parametrize("trouble", ["silent", "not there", "nothing to offer", "wrong archive"])
 def test_a_server_that_fails_is_given_up_and_what_was_looked_for_is_told(

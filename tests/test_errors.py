@@ -153,13 +153,6 @@ def test_a_folder_that_cannot_be_written_is_named(train_on_noise, tmp_path, flag
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_named(train_on_noise, device):
-    if getattr(torch, device).is_available():
-        pytest.skip(f"this machine has {device}")
-    assert_refused(train_on_noise("--device", device), f"the device {device} is not there; use --device cpu")
-
-
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_ends_with_status_1_and_keeps_what_was_finished(read, run):
     (run / "checkpoint.pt.part").symlink_to("/dev/full")

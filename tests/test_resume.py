@@ -29,12 +29,14 @@ from conftest import (
     NOISE_NAME,
     ROOT,
     assert_refused,
+    beside,
     noise_digits,
     read_events,
     read_files,
     read_points,
     read_rows,
     rows_but_seconds,
+    run_command,
     same,
     small,
     train_here,
@@ -175,14 +177,20 @@ def torture(folder, kills):
             flags = ["--fresh"] * is_refused  # where it was killed before all was deleted that needs a checkpoint
 
 
+@beside
+def tortured(folder):
+    program = f"import pathlib, test_resume; test_resume.torture(pathlib.Path({str(folder)!r}), {KILLS})"
+    return run_command("-c", program, env={"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}), folder
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-def test_a_run_killed_at_any_moment_ends_like_one_never_interrupted(tmp_path):
-    program = f"import pathlib, test_resume; test_resume.torture(pathlib.Path({str(tmp_path)!r}), {KILLS})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+def test_a_run_killed_at_any_moment_ends_like_one_never_interrupted(tortured):
+    done, folder = tortured
     assert done.returncode == 0, done.stderr
-    for folder in tmp_path.glob("killed_*"):
-        assert_same_end(folder / "rnn_mnist" / NOISE_NAME, tmp_path / "undisturbed" / "rnn_mnist" / NOISE_NAME)
+    killed = [*folder.glob("killed_*")]
+    assert killed
+    for each in killed:
+        assert_same_end(each / "rnn_mnist" / NOISE_NAME, folder / "undisturbed" / "rnn_mnist" / NOISE_NAME)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals between processes")
@@ -481,13 +489,17 @@ def test_a_run_that_another_process_trains_is_waited_for_after_all_others(train,
     assert output.index(f"{other}: ") < output.index(f"{locked}: ")
 
 
-def test_torchrun_shares_a_list_among_its_processes(tmp_path):
+@beside
+def shared(folder):
     flags = "--nproc-per-node=2 rnn_mnist.py --data synthetic --epochs 1 --hidden-size 2 3 4 5 --batch-size 500"
-    command = [sys.executable, "-m", "torch.distributed.run", *flags.split(), "--runs-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    return run_command("-m", "torch.distributed.run", *flags.split(), "--runs-dir", folder), folder
+
+
+def test_torchrun_shares_a_list_among_its_processes(shared):
+    done, runs_dir = shared
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Test accuracy in % after epoch 1") == 1
-    folders = list((tmp_path / "rnn_mnist").iterdir())
+    folders = list((runs_dir / "rnn_mnist").iterdir())
     assert len(folders) == 4
     for folder in folders:
         [row] = read_rows(folder)

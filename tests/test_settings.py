@@ -24,21 +24,14 @@ class DroppingConfig(rnn_mnist.Config):
     dropout: float = setting(0.0, minimum=0, maximum=0.9, help="share of the units that are silenced in training")
 
 
-@dataclass(frozen=True)
-class ScheduledConfig(cnn_cifar10.Config):
-    """What cnn_cifar10.Config would be with one more line; sentences do not say its setting."""
-
-    schedule: str = setting("constant", choices=("constant", "cosine"), words="", help="of the learning rate")
-
-
 def longer_script(script, config_class):
     report = [utils.Reported(config_class(), 50.0)]
     return SimpleNamespace(__name__=script.__name__, Config=config_class, train=script.train, REPORT=report)
 
 
 CNN, RNN = cnn_cifar10.Config, rnn_mnist.Config
-LONGER_RNN, LONGER_CNN = longer_script(rnn_mnist, DroppingConfig), longer_script(cnn_cifar10, ScheduledConfig)
-SCRIPTS = {"cnn": cnn_cifar10, "rnn": rnn_mnist, "longer cnn": LONGER_CNN, "longer rnn": LONGER_RNN}
+LONGER_RNN = longer_script(rnn_mnist, DroppingConfig)
+SCRIPTS = {"cnn": cnn_cifar10, "rnn": rnn_mnist, "longer rnn": LONGER_RNN}
 EACH = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 SHARED = "--pixels --optimizer --lr --momentum --batch-size --seed --epochs --data --data-dir --runs-dir --device"
 RECURRENT = "--dataset --cell --hidden-size --rows-before --rows-after --keep-bias"
@@ -51,11 +44,6 @@ RECURRENT = "--dataset --cell --hidden-size --rows-before --rows-after --keep-bi
         (rnn_mnist, RECURRENT, "--hidden-size INT [INT ...] hidden units of each layer; default: 30"),
         (rnn_mnist, RECURRENT, "of its state at the start; default: as torch starts it"),
         (LONGER_RNN, f"--dropout {RECURRENT}", "units that are silenced in training; default: 0"),
-        (
-            LONGER_CNN,
-            "--dataset --without --precision --schedule",
-            "--schedule {constant,cosine} [{constant,cosine} ...] of the learning rate; default: constant",
-        ),
     ],
 )
 def test_help_shows_every_flag_of_the_contract_and_its_default(call, script, own, words):
@@ -70,7 +58,6 @@ def test_help_shows_every_flag_of_the_contract_and_its_default(call, script, own
 def test_several_values_make_the_product_without_repeats(requested):
     grid = requested(LONGER_RNN, "--dropout", 0, 0.5, 0, "--lr", "1e-3", "0.001", "--seed", 1, 2)
     assert [(config.dropout, config.seed) for config in grid] == [(0, 1), (0, 2), (0.5, 1), (0.5, 2)]
-    assert requested(LONGER_CNN) == [ScheduledConfig()]
     grid = requested(cnn_cifar10, "--optimizer", "sgd", "--momentum", 0.9, 0, "--pixels", "permuted", "in-place")
     assert len(grid) == len({(config.momentum, config.pixels) for config in grid}) == 4
     assert [config.keep_bias for config in requested(rnn_mnist, "--keep-bias", 0, -1)] == [0, -1], (
@@ -127,20 +114,12 @@ def test_the_command_that_trains_an_experiment_asks_for_it_alone(script, monkeyp
             "rnn30_dropout0.5_adam_lr1e-3_seed0",
             "RNN, 30 hidden units, dropout 0.5, Adam, learning rate 1e-3",
         ),
-        (ScheduledConfig(schedule="cosine"), "schedulecosine_adam_lr1e-4_seed0", CNN().sentence()),
     ],
 )
 def test_names_and_sentences_say_what_distinguishes_an_experiment_first_and_leave_defaults_out(config, name, sentence):
     assert (config.name, config.sentence()) == (name, sentence)
     assert ", ".join(config.words().values()) == f"{sentence}, seed {config.seed}"
     assert replace(config, seed=7).group == replace(config, seed=0)
-
-
-def test_a_default_has_words_too():
-    words = [
-        one.in_words(one.default) for one in RNN.known_settings() if one.name in ("keep_bias", "momentum", "pixels")
-    ]
-    assert words == ["keep bias as torch starts it", "pixels in-place", "momentum 0"]
 
 
 @pytest.mark.parametrize("script", [cnn_cifar10, rnn_mnist])
@@ -169,7 +148,7 @@ def test_a_number_in_a_name_stands_for_one_value():
     assert texts == ["1e-3", "0.02", "0.5", "1", "128", "-2", "1.25e-5"]
 
 
-@pytest.mark.parametrize("config_class", [CNN, RNN, DroppingConfig, ScheduledConfig])
+@pytest.mark.parametrize("config_class", [CNN, RNN, DroppingConfig])
 def test_a_setting_may_be_what_its_declaration_allows_and_nothing_else(config_class):
     for one in config_class.known_settings():
         needed, ends = {"optimizer": "sgd"} if one.name == "momentum" else {}, (one.minimum, one.maximum)

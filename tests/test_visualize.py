@@ -24,7 +24,7 @@ from conftest import CONFIGS, assert_refused, nothing_left_behind, read_files, s
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-ANY = ("curves", "confusion", "examples")
+ANY = ("curves", "confusion")
 CONVOLUTIONAL = (*ANY, "filters", "activations", "layers", "deconv", "evolution", "invariance", "occlusion", "gabor")
 RECURRENT = (*ANY, "gradients", "reading")
 LSTM = rnn_mnist.Config(cell="lstm", hidden_size=12, lr=1e-2)
@@ -128,7 +128,7 @@ def test_curves_draw_the_metrics(rnn):
 
 
 @pytest.mark.parametrize("kind", ["cnn", "rnn"])
-def test_confusion_counts_the_test_images_and_examples_shows_them(request, kind):
+def test_confusion_counts_the_test_images(request, kind):
     drawn = request.getfixturevalue(kind)
     run, (images, labels) = drawn.run, drawn.run.data.test
     probabilities = utils.predict(run.model, images).softmax(1)
@@ -136,20 +136,6 @@ def test_confusion_counts_the_test_images_and_examples_shows_them(request, kind)
     assert f", {last:.2f} % of {len(labels)} test images right" in drawn.made["confusion.png"].get_suptitle()
     counts = [int(text) for text in texts(drawn.made["confusion.png"].axes[0].texts)]
     assert counts == [int(((labels == true) & (predicted == found)).sum()) for true in range(10) for found in range(10)]
-    (axes,), size = drawn.made["examples.png"].axes, images.shape[1]
-    mosaic, room, shown = axes.images[0].get_array(), 3 + size // 3, iter(texts(axes.texts))
-    for row in range(4):
-        for label in range(10):
-            numbers = ((labels == label) & ((predicted == label) == (row < 2))).nonzero()[:, 0]
-            top, left = row * (size + room) + room, 3 + label * (size + 3)
-            pixels, title = mosaic[top : top + size, left : left + size], next(shown)
-            if len(numbers) > row % 2:
-                number = numbers[row % 2]
-                assert np.array_equal(pixels, images[number])
-                probability = 100 * probabilities[number].max()
-                assert title == f"{run.data.classes[predicted[number]]}\n{probability:.0f} %"
-            else:
-                assert (title, pixels.mask.all()) == ("", True)
 
 
 def test_activations_draw_and_list_the_mean_where_they_say_mean(cnn):
@@ -350,14 +336,6 @@ def test_figures_are_of_the_checkpoint_after_a_kill_before_it(rnn, copied, tmp_p
     shown = texts(text for figure in made.values() for text in figure.findobj(Text))
     assert "after 1 epoch" in shown
     assert not re.search(r"\b1 epochs", "\n".join(shown))
-
-
-def test_evolution_names_the_snapshot_that_is_missing(call, cnn, tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "embedded_patterns", lambda size: cnn.run.data[3:])
-    folder = shutil.copytree(cnn.run.folder, tmp_path / "copied", copy_function=os.link)
-    missing = folder / "snapshots" / "epoch_01.pt"
-    missing.unlink()
-    assert_refused(call(visualize, folder, "--figures", "evolution"), f"{missing} is missing")
 
 
 # Command line

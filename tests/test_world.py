@@ -8,7 +8,6 @@ import os
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import rnn_mnist
@@ -17,7 +16,8 @@ import visualize
 
 import numpy as np
 import pytest
-from conftest import NOISE_NAME, ROOT, assert_refused, read_rows, run_command
+from conftest import ENVIRONMENT, NOISE_NAME, ROOT, assert_refused, beside, read_rows, run_command
+from test_data import small_idx
 
 SMALL = "--data synthetic --hidden-size 5 --epochs 1 --batch-size 1000"
 SMALL_NAME = "synthetic_rnn5_adam_lr1e-3_batch1000_seed0"
@@ -25,25 +25,16 @@ SMALL_NAME = "synthetic_rnn5_adam_lr1e-3_batch1000_seed0"
 
 def run_shell(line, folder, **environment):
     """Run a line of bash in a folder; return its CompletedProcess."""
-    environment = {**os.environ, **environment}
+    environment = {**ENVIRONMENT, **environment}
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
 
 
-def run_side_by_side(lines, folder, **environment):
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda line: run_shell(line, folder, **environment), lines))
-
-
 @pytest.fixture
 def small_mnist(monkeypatch, tmp_path):
-    """A data set of 96 images in MNIST's format, known by its checksums in MNIST's place; returns its files' bytes."""
-    rng, contents = np.random.default_rng(0), {}
-    for part, count in (("train", 64), ("t10k", 32)):
-        images = rng.integers(256, size=(count, 28, 28), dtype=np.uint8)
-        contents[f"{part}-images-idx3-ubyte"] = bytes(16) + images.tobytes()
-        contents[f"{part}-labels-idx1-ubyte"] = bytes(8) + bytes(rng.integers(10, size=count, dtype=np.uint8))
+    """A data set of 40 images in MNIST's format, known by its checksums in MNIST's place; returns its files' bytes."""
+    contents = dict(zip(utils.DATASETS["mnist"].files, small_idx(np.random.default_rng(0))[0], strict=True))
     files = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
     monkeypatch.setitem(utils.DATASETS, "mnist", utils.DATASETS["mnist"]._replace(files=files))
     utils.load_data.cache_clear()
@@ -75,16 +66,22 @@ def test_folders_begin_with_a_tilde_wherever_one_is_typed(call, small_mnist, tmp
     assert not (tmp_path / "~").exists()
 
 
-def test_printed_commands_can_be_typed_from_where_the_script_was_called_also_under_a_profiler(tmp_path):
-    (tmp_path / "the suite").symlink_to(ROOT)
-    command = f"{sys.executable} -m cProfile 'the suite/rnn_mnist.py' {SMALL} --runs-dir 'my runs'"
-    done = run_shell(command, tmp_path)
+@beside
+def profiled(folder):
+    (folder / "the suite").symlink_to(ROOT)
+    return run_command(
+        "-m", "cProfile", "the suite/rnn_mnist.py", *SMALL.split(), "--runs-dir", "my runs", cwd=folder
+    ), folder
+
+
+def test_printed_commands_can_be_typed_from_where_the_script_was_called_also_under_a_profiler(profiled):
+    done, folder = profiled
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     board, figures = lines[lines.index("Next:") + 1 :][:2]
     assert shlex.split(board) == ["tensorboard", "--logdir", "my runs/rnn_mnist"]
     assert shlex.split(figures) == ["python", "the suite/visualize.py", f"my runs/rnn_mnist/{SMALL_NAME}"]
-    assert len(read_rows(tmp_path / "my runs/rnn_mnist" / SMALL_NAME)) == 1
+    assert len(read_rows(folder / "my runs/rnn_mnist" / SMALL_NAME)) == 1
 
 
 @pytest.mark.parametrize(
@@ -124,21 +121,6 @@ def test_a_link_to_what_is_not_there_is_called_that(call, tmp_path):
         assert_refused(call(rnn_mnist, *flags), words)
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "words"),
-    [
-        (OSError(errno.EIO, "Input/output error", "runs/a"), 1, "runs/a: Input/output error"),
-        (OSError(errno.ENOSPC, "No space left", "runs/a"), 1, "runs/a: No space left; free some space"),
-        (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "runs/a: Permission denied"),
-    ],
-)
-def test_what_is_wrong_with_a_path_is_told_and_nothing_else(error, status, words):
-    found, line = utils.explain(error)
-    assert found == status
-    assert line.startswith(f"error: {words}")
-    assert ("free some space" in line) == (error.errno == errno.ENOSPC)
-
-
 def test_where_data_lay_when_a_run_was_trained_is_no_property_of_it(call, small_mnist, tmp_path):
     lay(small_mnist, tmp_path / "old", "MNIST/raw/{}")
     flags = ["--data", "real", "--hidden-size", 5, "--epochs", 1, "--device", "cpu", "--runs-dir", tmp_path]
@@ -169,10 +151,12 @@ def test_a_users_matplotlib_reaches_neither_training_nor_pictures(tmp_path, fini
     assert (tmp_path / "drawn/curves.png").read_bytes() == expected
 
 
-def test_help_needs_no_docstrings_and_no_number_of_processes():
-    done = run_command("-OO", "visualize.py", "--help", env={"WORLD_SIZE": "", "RANK": ""})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--data-dir" in done.stdout
+def test_help_needs_no_docstrings(call, monkeypatch):
+    """Which Python leaves out with -OO."""
+    monkeypatch.setattr(visualize, "__doc__", None)
+    monkeypatch.setattr(visualize.curves, "__doc__", None)
+    status, output, error = call(visualize, "--help")
+    assert (status, error, "--data-dir" in output) == (0, "", True)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +187,21 @@ def test_threads_are_of_the_cores_that_the_process_may_use(monkeypatch, variable
 # Streams
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_standard_stream_that_is_not_there_or_fails_ends_no_work(tmp_path):
-    streams = [">&- 2>&- <&-", ">/dev/full"]
+STREAMS = {"none": ">&- 2>&- <&-", "full": ">/dev/full"}
+
+
+@beside
+def broken_streams(folder):
     command = f"set -o pipefail; {sys.executable} {ROOT}/rnn_mnist.py {SMALL} --runs-dir"
-    lines = [f"{command} {number} {each}" for number, each in enumerate(streams)]
-    for number, done in enumerate(run_side_by_side(lines, tmp_path)):
-        assert (done.returncode, done.stderr) == (0, ""), streams[number]
-        assert len(read_rows(tmp_path / f"{number}/rnn_mnist" / SMALL_NAME)) == 1, streams[number]
+    return {name: run_shell(f"{command} {name} {each}", folder) for name, each in STREAMS.items()}, folder
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_standard_stream_that_is_not_there_or_fails_ends_no_work(broken_streams, name):
+    done, folder = broken_streams
+    assert (done[name].returncode, done[name].stderr) == (0, "")
+    assert len(read_rows(folder / name / "rnn_mnist" / SMALL_NAME)) == 1
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
@@ -222,12 +213,17 @@ def test_a_line_that_nobody_can_read_ends_no_work(number):
     utils.tell("a line", Broken())
 
 
-def test_names_that_the_screen_cannot_show_are_shown_otherwise(tmp_path):
-    flags = (*SMALL.split(), "--seed", 0, 1, "--runs-dir", tmp_path / "wyniki_łódź")
-    hostile = {"PYTHONIOENCODING": "cp1252", "MPLBACKEND": "module://nowhere.backend_inline", "LOCAL_WORLD_SIZE": ""}
-    done = run_command("-W", "error", "rnn_mnist.py", *flags, env=hostile, encoding="cp1252")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert r"wyniki_\u0142" in done.stdout
+@beside
+def hostile(folder):
+    flags = (*SMALL.split(), "--seed", 0, 1, "--runs-dir", folder / "wyniki_łódź")
+    variables = {"PYTHONIOENCODING": "cp1252", "MPLBACKEND": "module://nowhere.backend_inline"}
+    variables |= dict.fromkeys(("LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK"), "")
+    return run_command("-W", "error", "rnn_mnist.py", *flags, env=variables, encoding="cp1252")
+
+
+def test_names_that_the_screen_cannot_show_are_shown_otherwise_and_empty_variables_are_none(hostile):
+    assert (hostile.returncode, hostile.stderr) == (0, "")
+    assert r"wyniki_\u0142" in hostile.stdout
 
 
 # File systems
