@@ -38,7 +38,8 @@ def real_data():
 
 # Calling the scripts
 
-ENVIRONMENT = dict(os.environ)  # before a test changes it
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # before a test changes it; a thread each for two that run at once
+torch.set_num_threads(1)
 BESIDE, POOL, FOLDER = {}, ThreadPoolExecutor(1), TemporaryDirectory()
 
 
@@ -56,9 +57,8 @@ def started(name):
 
 
 def pytest_collection_finish(session):
-    asked = {name for item in session.items for name in item.fixturenames}
-    for name in BESIDE if not session.config.option.collectonly else ():
-        if name in asked:
+    for item in session.items if not session.config.option.collectonly else ():
+        for name in BESIDE.keys() & set(item.fixturenames):
             started(name)
 
 

@@ -79,7 +79,7 @@ def small_idx(rng):
     """Return small contents for MNIST's files and their two Splits, of 20 images each."""
     contents, splits = [], []
     for _ in range(2):
-        images, labels = (rng.integers(256, size=(20, *size), dtype=np.uint8) for size in ((28, 28), ()))
+        images, labels = (rng.integers(10, size=(20, *size), dtype=np.uint8) for size in ((28, 28), ()))
         contents += [bytes(16) + images.tobytes(), bytes(8) + labels.tobytes()]
         splits.append(utils.Split(torch.from_numpy(images), torch.from_numpy(labels).long()))
     return contents, splits
