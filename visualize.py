@@ -333,19 +333,18 @@ def activations_of(model, images):
 
 @figure(has_convolutions)
 def filters(run):
-    """Draw the first convolution's kernels before and after training, and what it changed."""
+    """Draw the first convolution's kernels before and after training, on one scale."""
     start, trained = first_kernels(run.untrained_model()), first_kernels(run.model)
-    drawn = Figure(figsize=(WIDTH, 6.6))
-    panels = drawn.subplots(1, 3)
-    limit, change = max(start.abs().max(), trained.abs().max()).item(), (trained - start).abs().max().item()
-    shown = {"at the start": (start, limit), "trained": (trained, limit)}
-    shown["the change, on its own scale"] = trained - start, change
-    for axes, (title, (kernels, limit)) in zip(panels, shown.items(), strict=True):
-        numbers = [f"{number}" for number in range(len(kernels))]
-        picture, *_ = draw_mosaic(axes, kernels, numbers, columns=4, gap=1, room=2, vmin=-limit, vmax=limit)
+    drawn, limit = Figure(figsize=(WIDTH, 7)), max(start.abs().max(), trained.abs().max()).item()
+    panels = drawn.subplots(2, 1)
+    numbers = [f"{number}" for number in range(len(start))]
+    for axes, (title, kernels) in zip(panels, {"at the start": start, "trained": trained}.items(), strict=True):
+        picture, *_ = draw_mosaic(axes, kernels, numbers, columns=8, gap=1, room=2, vmin=-limit, vmax=limit)
         axes.set(title=title)
-        drawn.colorbar(picture, ax=axes, label="weight", orientation="horizontal", shrink=0.9, ticks=MaxNLocator(4))
-    drawn.suptitle(f"The kernels of {convolutions(run.model)[0]}, after {run.length}\n{run.title}")
+    drawn.colorbar(picture, ax=panels, label="weight", shrink=0.5)
+    kept = int((F.cosine_similarity(start.flatten(1), trained.flatten(1)) > 0.9).sum())
+    about = f"{kept} of {len(start)} kernels of {convolutions(run.model)[0]} look after {run.length} as they started"
+    drawn.suptitle(f"{about} (cosine above 0.9)\n{run.title}")
     return drawn
 
 
@@ -396,7 +395,8 @@ def activations(run):
         row[2].set(title=f"{layer}: zeros", xlabel="feature maps, ranked by mean", ylabel="zeros in %", ylim=(0, 100))
         for axes in row:
             axes.legend(fontsize=7)
-    drawn.suptitle(f"Activations after ReLU over {len(run.data.test.images):,} test images\n{run.title}")
+    zeros = " and ".join(f"{values['zeros'].mean():.0f} % of {layer}'s" for layer, values in statistics.items())
+    drawn.suptitle(f"{zeros} activations after ReLU are zero ({len(run.data.test.images):,} test images)\n{run.title}")
     columns, rows = ("layer", "feature_map", "mean", "std", "std_across_images", "zeros_percent"), []
     for layer, values in statistics.items():
         mean, spread = values["mean"], values["std"]
@@ -731,31 +731,24 @@ def sensitivity(model, images, labels, kind):
 def invariance(run, count=500):
     """Draw, as in Fig. 5, what shifting, scaling and turning images does to features and accuracy."""
     images, labels = (tensor[:count] for tensor in run.data.test)
-    drawn = Figure(figsize=(WIDTH, 6.6))
-    grid = drawn.subplots(3, 4, width_ratios=(1.1, 1, 1, 1))
-    for row, (kind, amounts) in zip(grid, TRANSFORMATIONS.items(), strict=True):
-        shown = amounts[torch.linspace(0, len(amounts) - 1, 9).long()].tolist()
-        pictures = torch.cat([transform(images[:1], kind, amount) for amount in shown])
-        room = pictures.shape[1] // 4
-        draw_mosaic(row[0], pictures, [f"{amount:g}" for amount in shown], 3, 4, room=room, vmin=0, vmax=255)
-        row[0].set(xlabel=kind)
+    drawn = Figure(figsize=(WIDTH, 5.2))
+    grid = drawn.subplots(2, 3, sharey="row", sharex="col")
+    for (top, bottom), (kind, amounts) in zip(grid.T, TRANSFORMATIONS.items(), strict=True):
         *distances, right = sensitivity(run.model, images, labels, kind)
-        names = ("first layer moves by", "last layer moves by")
-        for axes, name, values in zip(row[1:], names, distances, strict=False):
+        for values, name, colour in zip(distances, ("first", "last hidden"), (OTHER, AFTER), strict=True):
             low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
-            axes.fill_between(amounts, low, high, color=AFTER, alpha=0.2, linewidth=0)
-            axes.plot(amounts, middle, color=AFTER)
-            axes.set_ylabel(name)
-        row[3].plot(amounts, 100 * right.mean(1), color=OTHER)
-        row[3].set(ylabel="accuracy in %", ylim=(0, 100))
-        for axes in row[1:]:
-            axes.set(xlabel=kind)
+            top.fill_between(amounts, low, high, color=colour, alpha=0.2, linewidth=0)
+            top.plot(amounts, middle, color=colour, label=f"{name} layer")
+        bottom.plot(amounts, 100 * right.mean(1), color="black")
+        bottom.set(xlabel=kind, ylim=(0, 100))
+        for axes in (top, bottom):
             axes.grid(alpha=0.3)
-    top = max(axes.get_ylim()[1] for axes in grid[:, 1:3].flat)
-    for axes in grid[:, 1:3].flat:
-        axes.set_ylim(0, top)
-    about = "distances relative to the norm of the features, median and middle 80 %"
-    drawn.suptitle(f"{len(images)} test images transformed: {about}\n{run.title}")
+    grid[0, 0].set_ylabel("distance / norm of the features\n(median, middle 80 %)")
+    grid[0, 0].legend()
+    grid[1, 0].set_ylabel("accuracy in %")
+    away, found = grid[1, 0].lines[0].get_data()
+    about = f"Of {len(images)} test images {found[away == 0][0]:.0f} % are classified right, {away[-1]} pixels lower"
+    drawn.suptitle(f"{about} {found[-1]:.0f} %\n{run.title}")
     return drawn
 
 
@@ -796,12 +789,20 @@ def occlude(model, image, label, size):
     return *(values.view(shape) for values in found), int(feature_map)
 
 
+def most_vulnerable(run, size, count):
+    """Return the numbers of the images of first_right_of_each_class whose answer a square changes most often, int64."""
+    chosen, classes = first_right_of_each_class(run), run.data.test.labels
+    hidden = [occluded(run.data.test.images[number][None], size)[::7] for number in chosen]
+    right = [(predict(run.model, each).argmax(1) == classes[n]).sum() for each, n in zip(hidden, chosen, strict=True)]
+    return chosen[torch.stack(right).argsort()[:count]]
+
+
 @figure(has_convolutions)
-def occlusion(run, size=8, count=5):
-    """Draw, as in Fig. 7, what hiding each part of an image from the network does."""
-    chosen, layer = first_right_of_each_class(run)[:count].tolist(), convolutions(run.model)[-1]
+def occlusion(run, size=8, count=2):
+    """Draw, as in Fig. 7, what hiding each part of an image does, of the images that it changes most."""
+    chosen, layer = most_vulnerable(run, size, count).tolist(), convolutions(run.model)[-1]
     classes, colours = run.data.classes, matplotlib.colormaps["tab10"]
-    drawn = Figure(figsize=(WIDTH, 1.34 * len(chosen) + 0.9))
+    drawn = Figure(figsize=(WIDTH, 2.2 * len(chosen) + 0.6))
     for row, number in zip(drawn.subplots(len(chosen), 5, squeeze=False), chosen, strict=True):
         image, label = run.data.test.images[number][None], int(run.data.test.labels[number])
         probability, predicted, activity, feature_map = occlude(run.model, image, label, size)
@@ -811,19 +812,19 @@ def occlusion(run, size=8, count=5):
         row[1].imshow(reconstruction, cmap="gray", vmin=-limit, vmax=limit)
         maps = [row[2].imshow(activity, cmap="viridis")]
         maps.append(row[3].imshow(probability, cmap="viridis", vmin=0, vmax=1))
-        row[4].imshow(predicted, cmap=colours, vmin=-0.5, vmax=9.5)
         for axes, picture in zip(row[2:4], maps, strict=True):
-            drawn.colorbar(picture, ax=axes, fraction=0.046).ax.tick_params(labelsize=6)
+            drawn.colorbar(picture, ax=axes, orientation="horizontal", fraction=0.06).ax.tick_params(labelsize=6)
+        row[4].imshow(predicted, cmap=colours, vmin=-0.5, vmax=9.5)
         named = predicted.unique().tolist()
         handles = [matplotlib.patches.Patch(color=colours(name), label=classes[name]) for name in named]
-        row[4].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6, handlelength=1)
+        row[4].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), fontsize=6, ncols=2)
         row[0].set_ylabel(classes[label])
         row[1].set_xlabel(f"{layer}, map {feature_map}", fontsize=7, labelpad=1)
         heads = "image, with the square", "reconstruction", "the map's activity", "p(true class)", "most probable class"
         for axes, head in zip(row, heads, strict=True):
-            axes.set(xticks=[], yticks=[])
+            axes.set(xticks=[], yticks=[], anchor="N")
             axes.set_title(head if number == chosen[0] else "", fontsize=8)
-    drawn.suptitle(f"A gray {size} x {size} square hides each part of the image in turn\n{run.title}")
+    drawn.suptitle(f"What the network answers while a gray {size} x {size} square hides each part in turn\n{run.title}")
     return drawn
 
 
@@ -1197,27 +1198,25 @@ def set_log(axes):
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
-def scale_of(axes, means, label):
-    """Label an axes, and return what turns accuracies in percent into what is drawn on it.
+def scale_of(axes, groups, label):
+    """Label an axes of a picture of groups, and return what turns a metric's values into what is drawn on it.
 
-    As they are or, where all means crowd at the top, as errors on a log axis; label: with the word accuracy.
+    Losses on a log axis; accuracies in percent or, where the means of all groups are high, errors on a log axis.
     """
-    if min(means) <= 90:
-        axes.set_ylabel(label.replace("accuracy", "accuracy in %"))
-        return np.asarray
-    axes.set_ylabel(label.replace("accuracy", "error in %"))
-    set_log(axes)
-    return lambda accuracies: 100 - np.asarray(accuracies)
+    is_loss, are_high = "loss" in label, min(np.mean(group.accuracies) for group in groups) > 90
+    axes.set_ylabel(label if is_loss else label.replace("accuracy", "error in %" if are_high else "accuracy in %"))
+    if is_loss or are_high:
+        set_log(axes)
+    return np.asarray if is_loss or not are_high else lambda accuracies: 100 - np.asarray(accuracies)
 
 
-def draw_epochs(axes, groups, column="test_accuracy"):
+def draw_epochs(axes, groups, everything, column="test_accuracy"):
     """Draw a column of metrics.csv by epoch for each group: the mean over seeds in a band that spans them.
 
-    Crosses: what the reference report gives.
+    Crosses: what the reference report gives; everything: all groups of the picture.
     """
     lines = [[[row[column] for row in run.history[: group.epoch]] for run in group] for group in groups]
-    means = [np.mean(values, 0)[-1] if "accuracy" in column else 0 for values in lines]
-    drawn_as = scale_of(axes, means, column.replace("_", " "))
+    drawn_as = scale_of(axes, everything, column.replace("_", " "))
     looks = zip(groups, labels(groups)[0], colours_of(groups), map(drawn_as, lines), strict=True)
     for group, label, colour, values in looks:
         epochs = range(1, group.epoch + 1)
@@ -1226,14 +1225,12 @@ def draw_epochs(axes, groups, column="test_accuracy"):
         if column == "test_accuracy" and group.reported:
             axes.plot(REPORT_EPOCHS, drawn_as(group.reported), "x", color=colour, markersize=7, markeredgewidth=2)
     axes.set_xlabel("epoch")
-    if "loss" in column:
-        set_log(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3, which="both")
 
 
 def draw_families(families, columns, draw, about):
-    """Return a Figure with a panel for each family of groups, drawn by draw(axes, family); None for no family."""
+    """Return a Figure with a panel for each family, drawn by draw(axes, family, all groups); None for no family."""
     if not families:
         return None
     columns = min(columns, len(families))
@@ -1241,8 +1238,8 @@ def draw_families(families, columns, draw, about):
     drawn = Figure(figsize=(WIDTH, 2.8 * rows + 0.5))
     panels = drawn.subplots(rows, columns, squeeze=False).flat
     for family, axes in zip(families, panels, strict=False):
-        draw(axes, family)
-        axes.set_title(textwrap.fill(labels(family)[1], 105 // columns))
+        draw(axes, family, list(itertools.chain(*families)))
+        axes.set_title(textwrap.fill(labels(family)[1], 90 // columns))
     for axes in panels:  # what is left of the last row
         axes.set_axis_off()
     drawn.suptitle(about)
@@ -1253,17 +1250,19 @@ def draw_families(families, columns, draw, about):
 def compare_curves(groups, most=6):
     """Draw test accuracy by epoch: up to six settings beside each other, of more a panel for each question."""
     about = "mean over seeds, the band spans them; crosses: the reference report"
+    if groups[0].epoch == 1:  # a point says less than the other pictures
+        return None
     if len(groups) <= most:
         drawn = Figure(figsize=(WIDTH, 3.8))
         for axes, column in zip(drawn.subplots(1, 2), ("test_accuracy", "train_loss"), strict=True):
-            draw_epochs(axes, groups, column)
+            draw_epochs(axes, groups, groups, column)
         drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         common = labels(groups)[1]
         drawn.suptitle(f"Accuracy and loss by epoch{': ' * bool(common)}{common}\n{about}")
         return drawn
 
-    def draw(axes, family):
-        draw_epochs(axes, family)
+    def draw(axes, family, everything):
+        draw_epochs(axes, family, everything)
         low, high = axes.get_ylim()
         axes.set_ylim(low * (low / high) ** 0.2 if axes.get_yscale() == "log" else low - (high - low) / 5, high)
         axes.legend(fontsize=7, loc="lower left", ncols=2)
@@ -1274,9 +1273,9 @@ def compare_curves(groups, most=6):
     return draw_families(legible, 2, draw, f"Each panel varies one setting: {about}")
 
 
-def draw_seeds(axes, groups, name):
+def draw_seeds(axes, groups, everything, name):
     """Draw the accuracy of every seed for each group, which differ in the setting called name."""
-    drawn_as = scale_of(axes, [np.mean(group.accuracies) for group in groups], "test accuracy")
+    drawn_as = scale_of(axes, everything, "test accuracy")
     for place, group in enumerate(groups):
         values, colour = drawn_as(group.accuracies), colour_of(group)
         spread = 0.15 * (len(values) > 1)
@@ -1307,7 +1306,7 @@ for name in {one.name: None for config_class in CONFIGS.values() for one in conf
             return draw_families(families_of(groups, name), 3, partial(draw_seeds, name=name), about)
 
 
-def draw_lost(axes, family):
+def draw_lost(axes, family, _):
     """Draw the accuracy that each layer is worth: what the same seed loses without it, ranked, a dot a seed."""
     whole = next(group for group in family if group.config.without == "nothing")
     before, lost = {run.config.seed: run.test_accuracy(whole.epoch) for run in whole}, {}
@@ -1472,20 +1471,15 @@ def compare_gradients(groups):
 
     def draw(axes, group):
         for epoch, style in ((0, ":"), (group.epoch, "-")):
-            norms = geometric_mean([gradients_of(run)[epoch]["stronger"] for run in group])
-            draw_gradient_line(axes, norms, linestyle=style, color=colour_of(group))
+            norms = [gradients_of(run)[epoch]["stronger"] for run in group]
+            means = np.exp(np.log(np.maximum(norms, np.finfo(float).tiny)).mean(0))
+            draw_gradient_line(axes, means, linestyle=style, color=colour_of(group))
         axes.set_ylabel("norm of the loss gradient")
 
     styles = ((":", "before training"), ("-", f"after epoch {groups[0].epoch}"))
     handles = [Line2D([], [], color="black", linestyle=style, label=label) for style, label in styles]
     about = "How far back the loss reaches into the state: geometric mean over seeds, of an LSTM's states the stronger"
     return draw_panels(dict(sorted(chosen.items())), draw, handles, f"{about}\n{labels([*chosen.values()])[1]}")
-
-
-def geometric_mean(values):
-    """Return the geometric mean over the first axis, zero where one is zero."""
-    with np.errstate(divide="ignore"):
-        return np.exp(np.log(np.array(values)).mean(0))
 
 
 @comparison("results")

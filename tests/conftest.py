@@ -23,7 +23,7 @@ import cnn_cifar10  # noqa: E402
 import rnn_mnist  # noqa: E402
 import utils  # noqa: E402
 
-EPOCHS = 2  # of the runs that many tests look at
+EPOCHS = {"cnn_run": 1, "rnn_run": 2}  # of the runs that many tests look at
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
 CONFIGS = {"cnn_cifar10": cnn_cifar10.Config, "rnn_mnist": rnn_mnist.Config}
 
@@ -205,22 +205,24 @@ def assert_refused(outcome, words):
 @beside
 def default_runs(folder):
     """The default experiments on embedded data: of each script (completed process, folder)."""
-    flags = "--data", "synthetic", "--epochs", EPOCHS, "--runs-dir", folder
-    folders = {
-        "cnn_cifar10.py": "cnn_cifar10/synthetic_adam_lr1e-4_seed0",
-        "rnn_mnist.py": "rnn_mnist/synthetic_rnn30_adam_lr1e-3_seed0",
-    }
-    return [(run_command(script, *flags), folder / path) for script, path in folders.items()]
+    flags, made = ("--data", "synthetic", "--runs-dir", folder), {}
+    for run, path in (
+        ("cnn_run", "cnn_cifar10/synthetic_adam_lr1e-4"),
+        ("rnn_run", "rnn_mnist/synthetic_rnn30_adam_lr1e-3"),
+    ):
+        script = f"{path.partition('/')[0]}.py"
+        made[run] = run_command(script, *flags, "--epochs", EPOCHS[run]), folder / f"{path}_seed0"
+    return made
 
 
 @pytest.fixture(scope="session")
 def cnn_run(default_runs):
-    return default_runs[0]
+    return default_runs["cnn_run"]
 
 
 @pytest.fixture(scope="session")
 def rnn_run(default_runs):
-    return default_runs[1]
+    return default_runs["rnn_run"]
 
 
 @pytest.fixture(scope="session")

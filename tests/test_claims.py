@@ -127,6 +127,7 @@ def test_a_sample_is_above_a_number_or_another_by_more_than_one_as_the_interval_
     assert row == Row(f"{words} than 0.100", HOLDS, "+0.130", "+0.110 to +0.150", "5 of 5", 1 / 32)
     assert beats(kernels, start, paired=True, by=0.11).verdict == UNDECIDED
     assert beats(kernels, start, paired=True, by=0.2).verdict == FAILS
+    assert beats(sample([0.4] * 5), sample([0.0] * 5, "B"), True, within=0.5).p == 1 / 32, "the larger of both tests'"
     accuracies = sample([97, 98, 98, 98, 99], "GRU")
     row = beats(accuracies, by=96.5)
     words = "GRU 98.00 % (97.00 % to 99.00 %, 5 seeds) above 96.50 %"
@@ -151,12 +152,6 @@ def test_similar_holds_on_one_side_of_its_margin_and_fails_on_the_other(paired, 
     row = beats(sample([value + sign * difference for value in FIVE]), sample(FIVE, "B"), paired, within=margin)
     assert float(row.difference.split()[0]) == pytest.approx(sign * difference)
     assert (row.verdict, f"similar within {margin:g} to" in row.words) == (verdict, True)
-
-
-def test_p_of_similar_is_the_larger_of_both_tests():
-    assert beats(sample([0.4] * 5), sample([0.0] * 5, "B"), True, within=0.5).p == 1 / 32
-    five = sample([10, 11, 12, 13, 14])
-    assert beats(five, five, within=5.5).p == pytest.approx(1 / 252)
 
 
 def test_what_was_not_measured_is_told_as_such_and_settles_nothing():
@@ -227,12 +222,9 @@ def test_the_reports_claims_follow_from_the_runs_of_its_settings(call, tmp_path,
     ("configs", "options", "tested"),
     [
         ([rnn_config("rnn", 5), rnn_config("rnn", 5, optimizer="sgd")], {}, {"1", "5"}),
-        ([rnn_config("rnn", 5), rnn_config("rnn", 5, lr=1e-4)], {}, {"3", "5"}),
-        ([rnn_config("gru"), rnn_config("lstm")], {}, {"5", "7a", "7b"}),
         ([rnn_config("gru"), rnn_config("lstm")], {"epochs": 12}, {"5", "7a", "7b"}),
         ([rnn_config("gru"), rnn_config("lstm")], {"epochs": 9}, None),
         ([rnn_config("gru"), rnn_config("lstm")], {"source": "synthetic"}, None),
-        ([rnn_config("gru", 7), rnn_config("gru", 8)], {}, None),
     ],
 )
 def test_the_claims_that_the_runs_can_test_are_tested_and_the_shipped_verdicts_named(

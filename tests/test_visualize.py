@@ -90,10 +90,14 @@ def copied(rnn, tmp_path, monkeypatch):
 
 
 def untold(figure):
-    """Return the axes of a figure whose lines lack the name of an axis or, where there are several, a legend."""
-    drawn = [(axes, {line.get_color() for line in axes.lines}) for axes in figure.axes if axes.lines]
-    is_named = [axes.get_xlabel() and axes.get_ylabel() and (axes.get_legend() or len(of) < 2) for axes, of in drawn]
-    return [axes for (axes, _), named in zip(drawn, is_named, strict=True) if not named]
+    """Return the axes whose lines lack the name of an axis or, where there are several, a legend, also beside them."""
+    drawn = []
+    for axes in (axes for axes in figure.axes if axes.lines):
+        columns, rows = (axes.get_shared_x_axes().get_siblings(axes), axes.get_shared_y_axes().get_siblings(axes))
+        has_legend = any(each.get_legend() for each in rows) or len({line.get_color() for line in axes.lines}) < 2
+        is_named = any(each.get_xlabel() for each in columns) and any(each.get_ylabel() for each in rows)
+        drawn += [] if has_legend and is_named else [axes]
+    return drawn
 
 
 def texts(parts):

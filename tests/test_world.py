@@ -151,14 +151,6 @@ def test_a_users_matplotlib_reaches_neither_training_nor_pictures(tmp_path, fini
     assert (tmp_path / "drawn/curves.png").read_bytes() == expected
 
 
-def test_help_needs_no_docstrings(call, monkeypatch):
-    """Which Python leaves out with -OO."""
-    monkeypatch.setattr(visualize, "__doc__", None)
-    monkeypatch.setattr(visualize.curves, "__doc__", None)
-    status, output, error = call(visualize, "--help")
-    assert (status, error, "--data-dir" in output) == (0, "", True)
-
-
 @pytest.mark.parametrize(
     ("variables", "threads", "usable", "quota", "expected"),
     [
