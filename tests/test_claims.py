@@ -11,7 +11,7 @@ from visualize import FAILS, HOLDS, UNDECIDED, UNMEASURED, Row, Sample, beats, c
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_comparison import compare, invent_seeds, rnn_config
+from test_comparison import compare, invent_blank_rows, invent_seeds, rnn_config
 
 FIVE = [0.0, 0.1, 0.2, 0.3, 0.4]
 SHIPPED = ROOT / "runs" / "reference" / "comparison"
@@ -238,6 +238,21 @@ def test_the_claims_that_the_runs_can_test_are_tested_and_the_shipped_verdicts_n
     else:
         assert not list(folder.rglob("claims.md"))
         assert f"these runs can test no claim; the shipped verdicts stand in {visualize.SHIPPED}" in said
+
+
+def test_openings_are_counted_up_to_the_epoch_of_the_comparison_at_the_usual_rate(call, tmp_path):
+    """Two gates that shut, one that opens late, one after it, two of other settings; a plain RNN that creeps."""
+    shut, late, after = [11.35] * 10, [11.35] * 3 + [90] * 7, [11.35] * 10 + [90] * 2
+    falling, opened = [0.5**epoch for epoch in range(13)], [1e-4] * 4 + [0.3] * 7
+    for seed, (grown, norms) in enumerate(((shut, falling[:11]), (late, opened), (after, falling))):
+        invent_blank_rows(tmp_path, rnn_config("lstm", rows_after=2, seed=seed), grown, norms)
+    invent_blank_rows(tmp_path, rnn_config("gru", rows_after=2, keep_bias=1.0), late, [0.3] * 11)
+    invent_blank_rows(tmp_path, rnn_config("gru", rows_after=2, lr=1e-2), shut, [0.3] * 11)
+    invent_blank_rows(tmp_path, rnn_config("gru", 8, rows_after=2), shut, [0.3] * 11)
+    invent_blank_rows(tmp_path, rnn_config("rnn", rows_after=28), late, [1e-6] * 11)
+    folder, _ = compare(call, tmp_path, "claims")
+    section = (folder / "claims.md").read_text().partition("## 14. ")[2].partition("\n## ")[0]
+    assert re.findall(r"(\d of \d) runs", section) == ["2 of 2", "2 of 2", "1 of 1"]
 
 
 # What is shipped

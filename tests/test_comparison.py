@@ -113,7 +113,7 @@ def test_a_setting_that_varies_makes_groups_words_and_a_picture(tmp_path, script
     assert "None" not in {text.get_text() for axes in drawn.axes for text in axes.get_xticklabels()}
     marks = [value for axes in drawn.axes for line in axes.lines for value in (*line.get_xdata(), *line.get_ydata())]
     shown = {round(float(value), 6) for value in marks}
-    assert shown >= ({-1.0} if name == "without" else {60, 61, 62, 63}), "of without what the same seed loses"
+    assert shown >= {60, 61, 62, 63}
 
 
 @pytest.mark.parametrize(
@@ -299,20 +299,6 @@ def test_curves_draw_the_mean_over_seeds_the_band_that_spans_them_and_crosses(tm
     assert list(loss.lines[0].get_ydata()) == pytest.approx([2 / epoch for epoch in range(1, 11)])
 
 
-def test_the_layers_that_a_network_is_trained_without_are_ranked_by_what_the_same_seed_loses(tmp_path):
-    accuracies = {"nothing": [60, 62, 64], "conv1": [55, 56, 57], "fc1": [30, 42], "conv1+conv2": [20, 20, 20, 99]}
-    for without, values in accuracies.items():
-        invent_seeds(tmp_path, cnn_cifar10.Config(without=without), values)
-    invent_run(tmp_path, cnn_cifar10.Config(without="conv1", lr=1e-3), 50)  # without a whole network beside it
-    (axes,) = visualize.compare_without(groups_in(tmp_path)).axes
-    names = [text.get_text().split("\n") for text in axes.get_yticklabels()]
-    assert names == [[name, "9,000 weights left"] for name in ("conv1+conv2", "fc1", "conv1")]
-    assert [list(line.get_xdata()) for line in axes.lines] == [[40, 42, 44], [30, 20], [5, 6, 7]]
-    assert [np.mean(line.get_ydata()) for line in axes.lines] == pytest.approx([0, 1, 2])
-    assert [text.get_text() for text in axes.texts] == ["42.0", "25.0", "6.0"]
-    assert axes.get_ylim()[0] > axes.get_ylim()[1], "what costs most stands on top"
-
-
 def test_gradients_are_drawn_after_the_epoch_of_the_comparison_for_cells_that_differ_in_nothing_else(tmp_path, capsys):
     """Geometric means over seeds, of an LSTM the stronger state; what vanished stands at the bottom."""
     states = {"hidden": [1e-3, None, 0.9], "cell": [1e-1, 0.0, 0.0]}  # the first step's norm after epochs 0, 10, 12
@@ -413,6 +399,12 @@ def test_of_two_settings_the_difference_its_interval_and_its_p_are_told(call, tm
     assert (folder / "results.md").read_text().endswith(f"\n\n{line}\n")
 
 
+def test_two_settings_without_a_seed_in_common_are_no_pairs(tmp_path):
+    for seed, lr in ((0, 1e-3), (1, 1e-2)):
+        invent_run(tmp_path, rnn_config(lr=lr, seed=seed), 80 + seed)
+    assert "pairs" not in visualize.which_is_ahead(groups_in(tmp_path))
+
+
 # What is written, and where
 
 
@@ -431,6 +423,12 @@ def test_a_comparison_draws_all_and_what_an_earlier_one_left_goes_first(call, tm
     assert [path.exists() for path in (old, folder / "optimizer.png", tmp_path / "notes.txt")] == [False, False, True]
     compare(call, tmp_path, "results")
     assert (folder / "curves.png").exists(), "what was not asked for stays"
+
+
+def test_runs_that_lie_where_a_comparison_goes_are_not_deleted(call, tmp_path):
+    path = invent_run(tmp_path / "comparison", rnn_config("gru"), 98)
+    compare(call, tmp_path)
+    assert (path / "metrics.csv").exists()
 
 
 def test_in_a_folder_that_was_typed_files_of_the_users_stay(call, tmp_path):
