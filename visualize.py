@@ -1355,22 +1355,30 @@ def draw_panels(panels, draw, handles, about):
 
 @comparison("memory")
 def compare_memory(groups):
-    """Draw accuracy against the blank rows read before or after the digit, a panel a network, a line a start."""
-    lines, panels = {}, {}
-    for group in (group for group in groups if is_recurrent(group[0]) and group.config.lr == type(group.config).lr):
-        lines.setdefault(replace(group.config, rows_before=0, rows_after=0), []).append(group)
-    lines = {config: line for config, line in lines.items() if any(group.config != config for group in line)}
-    for config, line in lines.items():
-        panels.setdefault(replace(config, keep_bias=None), []).append(line)
+    """Draw accuracy against the blank rows read before or after the digit, a panel a network, a line a start.
+
+    Of several learning rates the one of the best mean counts.
+    """
+    best, panels = {}, {}
+    for group in (group for group in groups if is_recurrent(group[0])):
+        place = replace(group.config, lr=1.0)
+        best[place] = max(best.get(place, group), group, key=lambda group: np.mean(group.accuracies))
+    for config, group in best.items():
+        network = replace(config, rows_before=0, rows_after=0, keep_bias=None)
+        panels.setdefault(network, {}).setdefault(config.keep_bias, []).append(group)
+    for network in [*panels]:
+        if not any(g.config.rows_before or g.config.rows_after for g in sum(panels[network].values(), [])):
+            del panels[network]
     if not panels:
         return None
-    own, common = labels_of(panels)
-    panels = dict(zip(own, panels.values(), strict=True))
-    starts = starts_of([group[0] for line in lines.values() for group in line])
+    drawn = [group for lines in panels.values() for line in lines.values() for group in line]
+    common = labels_of([replace(group.config, rows_before=0, rows_after=0, keep_bias=None) for group in drawn])[1]
+    panels = dict(zip(labels_of(panels)[0], panels.values(), strict=True))
+    starts = starts_of([group[0] for group in drawn])
 
     def draw(axes, lines):
-        for number, line in enumerate(lines):
-            colour, shift = starts[line[0].config.keep_bias].get_color(), 1.5 * (number - (len(lines) - 1) / 2)
+        for number, (bias, line) in enumerate(lines.items()):
+            colour, shift = starts[bias].get_color(), 1.5 * (number - (len(lines) - 1) / 2)
             after = [group for group in line if not group.config.rows_before]
             means = [(group.config.rows_after + shift, np.mean(group.accuracies)) for group in after]
             axes.plot(*zip(*means, strict=True), color=colour)
@@ -1378,17 +1386,18 @@ def compare_memory(groups):
                 fill = "none" if group.config.rows_before else colour
                 places = [group.config.rows_before + group.config.rows_after + shift] * len(group)
                 axes.plot(places, group.accuracies, "o", color=colour, markersize=4, markerfacecolor=fill, alpha=0.7)
-        if line[0].config.dataset == "mnist" and not line[0][0].source:
+        if group.config.dataset == "mnist" and not group[0].source:
             axes.axhline(ALWAYS_ONE, color="black", linewidth=0.8, linestyle=":")
             where = axes.get_yaxis_transform()
             axes.text(0.5, ALWAYS_ONE - 1, "always answers 1", fontsize=7, va="top", ha="center", transform=where)
-        axes.set_xticks(sorted({group.config.rows_after for line in lines for group in line}))
+        axes.set_xticks(sorted({group.config.rows_after for group in sum(lines.values(), [])}))
         axes.set(xlabel="blank rows after the digit", ylabel="test accuracy in %", ylim=(0, 102))
 
-    hollow = Line2D(
-        [], [], color="black", marker="o", linestyle="none", markerfacecolor="none", label="blank rows before the digit"
+    look = {"color": "black", "marker": "o", "linestyle": "none", "markerfacecolor": "none"}
+    hollow = Line2D([], [], label="blank rows before the digit", **look)
+    about = (
+        "What networks learn of a digit that blank rows follow: a dot a seed, a line a start, at the best rate tried"
     )
-    about = "What networks have learned of a digit that blank rows follow: a dot a seed, a line the mean of a start"
     return draw_panels(panels, draw, [*starts.values(), hollow], f"{about}\n{common}")
 
 

@@ -357,12 +357,12 @@ def test_opening_draws_the_gradient_at_the_digit_by_epoch_a_line_a_run(tmp_path)
     ]
 
 
-def test_memory_draws_a_panel_a_network_and_a_line_a_start_at_the_usual_rate(tmp_path):
+def test_memory_draws_a_panel_a_network_and_a_line_a_start_at_the_best_rate(tmp_path):
     for after, accuracies in ((0, [98, 99]), (14, [60, 70]), (56, [11.35])):
         invent_seeds(tmp_path, rnn_config("gru", rows_after=after), accuracies)
     invent_seeds(tmp_path, rnn_config("gru", rows_before=14), [96, 97])
     invent_seeds(tmp_path, rnn_config("gru", rows_after=56, keep_bias=1.0), [90])
-    for other in ({"hidden_size": 20}, {"lr": 1e-2, "rows_after": 28}, {"cell": "rnn"}):  # no blank rows, another rate
+    for other in ({"hidden_size": 20}, {"lr": 1e-2, "rows_after": 14}, {"cell": "rnn"}):  # no blank rows, a worse rate
         invent_seeds(tmp_path, replace(rnn_config("gru"), **other), [50])
     (axes,) = visualize.compare_memory(groups_in(tmp_path)).axes
     means = [[*map(float, line.get_ydata())] for line in axes.lines if line.get_marker() == "None"]
