@@ -446,7 +446,7 @@ def test_tensorboard_shows_the_mean_over_the_seeds_of_each_setting_of_several(ca
             invent_run(tmp_path, rnn_config("gru", size, seed=seed), accuracy + size, 11, name=f"{size} {seed}")
     invent_run(tmp_path, rnn_config("lstm"), 95)
     folder, _ = compare(call, tmp_path, "tensorboard")
-    found = {path.name: path for path in (folder / "tensorboard" / "rnn_mnist").iterdir()}
+    found = {path.name: path for path in (folder / "tensorboard" / "rnn_mnist" / "GRU").iterdir()}
     assert found.keys() == {f"gru{size}_adam_lr1e-3_3seeds" for size in (20, 30)}
     for size, path in zip((20, 30), sorted(found.values()), strict=True):
         points = {(tag, step): pytest.approx(value) for tag, step, value in read_points(path)}
