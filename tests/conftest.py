@@ -1,3 +1,4 @@
+import itertools
 import logging
 import os
 import shutil
@@ -56,10 +57,11 @@ def started(name):
     return POOL.submit(BESIDE[name], folder)
 
 
-def pytest_collection_finish(session):
-    for item in session.items if not session.config.option.collectonly else ():
-        for name in BESIDE.keys() & set(item.fixturenames):
-            started(name)
+def pytest_collection_modifyitems(config, items):
+    awaited = {i: BESIDE.keys() & {*i.fixturenames, i.name.endswith("_run]") and "default_runs"} for i in items}
+    items.sort(key=lambda item: bool(awaited[item]))
+    for name in itertools.chain(*map(awaited.get, items)) if not config.option.collectonly else ():
+        started(name)
 
 
 def pytest_sessionfinish():

@@ -241,7 +241,6 @@ def test_the_claims_that_the_runs_can_test_are_tested_and_the_shipped_verdicts_n
 
 
 def test_openings_are_counted_up_to_the_epoch_of_the_comparison_at_the_usual_rate(call, tmp_path):
-    """Two gates that shut, one that opens late, one after it, two of other settings; a plain RNN that creeps."""
     shut, late, after = [11.35] * 10, [11.35] * 3 + [90] * 7, [11.35] * 10 + [90] * 2
     falling, opened = [0.5**epoch for epoch in range(13)], [1e-4] * 4 + [0.3] * 7
     for seed, (grown, norms) in enumerate(((shut, falling[:11]), (late, opened), (after, falling))):
