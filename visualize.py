@@ -1348,7 +1348,7 @@ def draw_panels(panels, draw, handles, about):
         axes.label_outer()
         axes.set_title(title)
         axes.grid(alpha=0.3)
-    drawn.legend(handles=handles, loc="outside lower center", ncols=4)
+    drawn.legend(handles=handles, loc="outside lower center", ncols=3)
     drawn.suptitle(about)
     return drawn
 
