@@ -1328,15 +1328,14 @@ def opening_of(run, last=math.inf):
 def starts_of(runs):
     """Return how the gates of recurrent runs start, torch's start first: lines of a legend by keep_bias."""
     biases = sorted({run.config.keep_bias for run in runs}, key=lambda bias: (bias is not None, bias))
-    shades = [OTHER, *matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(biases)))][biases[0] is not None :]
-    words = ["torch's start"] * (biases[0] is None)
-    words += [
-        f"B = {number_text(bias)}: keeps {100 / (1 + math.exp(-bias)):.3g} % a step"
-        for bias in biases
-        if bias is not None
-    ]
-    lines = [Line2D([], [], color=shade, label=label) for shade, label in zip(shades, words, strict=False)]
-    return dict(zip(biases, lines, strict=True))
+    shades, lines = iter(matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(biases)))), {}
+    for bias in biases:
+        if bias is None:
+            lines[bias] = Line2D([], [], color=OTHER, label="torch's start")
+        else:
+            words = f"B = {number_text(bias)}: keeps {100 / (1 + math.exp(-bias)):.3g} % a step"
+            lines[bias] = Line2D([], [], color=next(shades), label=words)
+    return lines
 
 
 def draw_panels(panels, draw, handles, about):
@@ -1359,20 +1358,22 @@ def compare_memory(groups):
 
     Of several learning rates the one of the best mean counts.
     """
+
+    def network_of(config):
+        return replace(config, rows_before=0, rows_after=0, keep_bias=None)
+
     best, panels = {}, {}
     for group in (group for group in groups if is_recurrent(group[0])):
         place = replace(group.config, lr=1.0)
         best[place] = max(best.get(place, group), group, key=lambda group: np.mean(group.accuracies))
-    for config, group in best.items():
-        network = replace(config, rows_before=0, rows_after=0, keep_bias=None)
-        panels.setdefault(network, {}).setdefault(config.keep_bias, []).append(group)
-    for network in [*panels]:
-        if not any(g.config.rows_before or g.config.rows_after for g in sum(panels[network].values(), [])):
-            del panels[network]
+    asked = {network_of(config) for config in best if config.rows_before or config.rows_after}
+    chosen = {config: group for config, group in best.items() if network_of(config) in asked}
+    for config, group in chosen.items():
+        panels.setdefault(network_of(config), {}).setdefault(config.keep_bias, []).append(group)
     if not panels:
         return None
-    drawn = [group for lines in panels.values() for line in lines.values() for group in line]
-    common = labels_of([replace(group.config, rows_before=0, rows_after=0, keep_bias=None) for group in drawn])[1]
+    drawn = chosen.values()
+    common = labels_of([network_of(group.config) for group in drawn])[1]
     panels = dict(zip(labels_of(panels)[0], panels.values(), strict=True))
     starts = starts_of([group[0] for group in drawn])
 
@@ -1475,15 +1476,15 @@ def results(groups):
 def which_is_ahead(groups):
     """Return in words what the test of the claims says of two groups; runs of a seed that start alike are a pair."""
     groups = sorted(groups, key=lambda group: -np.mean(group.accuracies))
-    first, second = (group[0].untrained_model().state_dict() for group in groups)
-    same_weights = first.keys() == second.keys() and all(map(torch.equal, first.values(), second.values()))
+    one, other = (group[0].untrained_model().state_dict() for group in groups)
+    same_weights = one.keys() == other.keys() and all(map(torch.equal, one.values(), other.values()))
     same_order = len({(group.config.batch_size, group.config.dataset) for group in groups}) == 1
-    values = [
-        {run.config.seed: accuracy for run, accuracy in zip(group, group.accuracies, strict=True)} for group in groups
-    ]
-    samples = map(Sample, labels(groups)[0], values)
-    is_paired = same_weights and same_order and bool(values[0].keys() & values[1].keys())
-    words, difference, ends, agreeing, p, verdict = beats(*samples, paired=is_paired).cells
+    first, second = (
+        Sample(name, {run.config.seed: run.test_accuracy(group.epoch) for run in group})
+        for name, group in zip(labels(groups)[0], groups, strict=True)
+    )
+    is_paired = same_weights and same_order and bool(first.values.keys() & second.values.keys())
+    words, difference, ends, agreeing, p, verdict = beats(first, second, paired=is_paired).cells
     return f"{words}: {difference} (interval {ends}), so in {agreeing} seeds, p {p}. The first is ahead: {verdict}."
 
 
@@ -1564,7 +1565,7 @@ def thresholds(these, those, paired):
         return (moved @ values / (moved @ belongs)).round(9)
 
 
-def p_values(found, difference=0.0):
+def p_values(found, difference):
     """Return the one-sided p-values of 'the means differ by more' and 'by less' than this, from the thresholds."""
     return float((~(found > difference)).mean()), float((~(found < difference)).mean())
 
@@ -1851,12 +1852,10 @@ def our_claims(_, cnn, rnn, openings):
     rows = [beats(rnn("gru", keep_bias=2.0, rows_after=56), by=97)]
     rows.append(leaves("in the first epoch", lambda epoch: epoch == 1, "gru", keep_bias=2.0))
     yield "15a", "Foretold: the GRU with B = 2 learns 56 rows (at least 97 %), in the first epoch.", rows
-    rows, beside = (
-        [beats(rnn("gru", keep_bias=1.0, rows_after=56), by=97)],
-        leaves("in no epoch", math.isinf, "lstm", keep_bias=1.0),
-    )
+    rows = [beats(rnn("gru", keep_bias=1.0, rows_after=56), by=97)]
+    beside = [leaves("in no epoch", math.isinf, "lstm", keep_bias=1.0)]
     sentence = "Foretold: the GRU with B = 1 learns them, too, though the LSTM with B = 1 does not."
-    yield "15b", sentence, rows, [beside]
+    yield "15b", sentence, rows, beside
     parts = {3.0: [], 10.0: []}
     for bias, lr in itertools.product(parts, (1e-3, 1e-4)):
         words, start = f"by epoch 2, B = {bias:g}, at {number_text(lr)}", {"keep_bias": bias, "lr": lr}

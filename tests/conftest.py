@@ -26,13 +26,13 @@ import utils  # noqa: E402
 
 EPOCHS = {"cnn_run": 1, "rnn_run": 2}  # of the runs that many tests look at
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
+HAS_REAL_DATA = all((ROOT / "data" / file).exists() for file in REAL_FILES)
 CONFIGS = {"cnn_cifar10": cnn_cifar10.Config, "rnn_mnist": rnn_mnist.Config}
 
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder of the real data sets."""
-    if not all((ROOT / "data" / file).exists() for file in REAL_FILES):
+    if not HAS_REAL_DATA:
         pytest.skip("data/ does not hold the real CIFAR-10 and MNIST; the training scripts download them there")
     return ROOT / "data"
 
@@ -215,6 +215,12 @@ def default_runs(folder):
         script = f"{path.partition('/')[0]}.py"
         made[run] = run_command(script, *flags, "--epochs", EPOCHS[run]), folder / f"{path}_seed0"
     return made
+
+
+@beside
+def real_run(folder):
+    flags = "--epochs", 1, "--data", "real", "--data-dir", ROOT / "data", "--runs-dir", folder
+    return run_command("rnn_mnist.py", *flags) if HAS_REAL_DATA else None, folder
 
 
 @pytest.fixture(scope="session")

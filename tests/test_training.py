@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, EPOCHS, ROOT, beside, read_events, read_points, read_rows, run_command, small, train_here
+from conftest import CONFIGS, EPOCHS, read_events, read_points, read_rows, small, train_here
 from PIL import Image
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
@@ -105,12 +105,6 @@ def test_snapshots_lead_from_the_seeds_start_to_the_checkpoint(run, request):
     model.load_state_dict(utils.load_tensors(folder / "checkpoint.pt")["state"]["model"])
     assert all(torch.equal(end[name], model.state_dict()[name]) for name in end)
     assert not any(torch.equal(start[name], end[name]) for name in start)
-
-
-@beside
-def real_run(folder):
-    flags = "--epochs", 1, "--data", "real", "--data-dir", ROOT / "data", "--runs-dir", folder
-    return run_command("rnn_mnist.py", *flags) if (ROOT / "data" / "MNIST").exists() else None, folder
 
 
 def test_real_mnist_is_learned_as_the_shipped_run_learned_it(real_data, real_run):
