@@ -209,7 +209,8 @@ def curves(run):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    drawn.suptitle(f"Accuracy and loss by epoch\n{run.title}")
+    about = "After epoch {epoch}, {test_accuracy:.2f} % of test and {train_accuracy:.2f} % of training images are right"
+    drawn.suptitle(f"{about.format(**run.history[-1])}\n{run.title}")
     return drawn
 
 
@@ -433,8 +434,8 @@ def layers(run):
     axes.set(xlabel="what the linear classifier is given", ylabel="accuracy in %", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower right")
-    about = f"a ridge classifier on {RIDGE_IMAGES:,} training images, over {len(run.data.test.labels):,} test images"
-    drawn.suptitle(f"Where the class becomes readable: {about}\n{run.title}")
+    accuracies = ", ".join(f"{layer} {value:.0f} %" for layer, value in found["trained"].items())
+    drawn.suptitle(f"A ridge classifier (of {RIDGE_IMAGES:,} images) reads from {accuracies}\n{run.title}")
     rows = [(state, layer, value) for state, line in found.items() for layer, value in line.items()]
     return {"layers.png": drawn, "layers.csv": csv_text(("network", "layer", "accuracy"), rows)}
 
@@ -650,8 +651,7 @@ def evolution(run, count=8, epochs=(0, 1, 2, 5, 10)):
         axes.set_xticks([left + size / 2 - 0.5 for left in lefts], [f"map {number}" for number in maps[layer]])
         axes.set_yticks([top + size / 2 - 0.5 for top in tops], epochs)
         values = pictures.nan_to_num().flatten(2)
-        likeness = F.cosine_similarity(values, values[:, -1:], dim=2).mean(0)
-        grown = ", ".join(f"{cosine:.2f}" for cosine in likeness)
+        grown = ", ".join(f"{cosine:.2f}" for cosine in F.cosine_similarity(values, values[:, -1:], dim=2).mean(0))
         axes.set(ylabel="after epoch (0: untrained)", title=f"{layer}, mean cosine to the last row: {grown}")
     drawn.suptitle(f"Strongest reconstructions by epoch, each on its own scale, its activation above\n{run.title}")
     return drawn
@@ -913,9 +913,8 @@ def gabor(run, best=8):
     axes.set(xlabel="R² of the Gabor fit", ylabel="share of kernels")
     axes.legend()
     axes.grid(alpha=0.3)
-    layer = convolutions(run.model)[0]
-    about = f"Gabor functions fitted to the {len(kernels)} kernels of {layer}: the best fits, and all"
-    drawn.suptitle(f"{about}\n{run.title}")
+    medians = "{:.2f}, those of untrained ones {:.2f}".format(*(np.median(each.r2) for _, each in fits.values()))
+    drawn.suptitle(f"Gabor fits to the kernels of {convolutions(run.model)[0]}: median R² {medians}\n{run.title}")
     start, rows = fits["untrained"][0].flatten(1), []
     for name, (each, fit) in fits.items():
         cosines = F.cosine_similarity(each.flatten(1), start)
@@ -1072,7 +1071,8 @@ def reading(run, count=5):
     axes.set(xlabel="rows read", ylabel=f"accuracy in % over\n{len(labels):,} test images", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    drawn.suptitle(f"What the network answers as it reads, row after row\n{run.title}")
+    about = f"its state tells {known[rows // 2 - 1]:.0f} % of the images, its answer {answered[rows // 2 - 1]:.0f} %"
+    drawn.suptitle(f"After {rows // 2} of {rows} rows {about}\n{run.title}")
     return drawn
 
 
@@ -1349,10 +1349,9 @@ def compare_memory(groups):
         panels.setdefault(network_of(config), {}).setdefault(config.keep_bias, []).append(group)
     if not panels:
         return None
-    drawn = chosen.values()
-    common = labels_of([network_of(group.config) for group in drawn])[1]
+    common = labels_of([network_of(group.config) for group in chosen.values()])[1]
     panels = dict(zip(labels_of(panels)[0], panels.values(), strict=True))
-    starts = starts_of([group[0] for group in drawn])
+    starts = starts_of([group[0] for group in chosen.values()])
 
     def draw(axes, lines):
         for number, (bias, line) in enumerate(lines.items()):
