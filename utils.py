@@ -88,7 +88,7 @@ def explain(error):
 def tell(line, stream=None):
     """Print a line on standard output or another stream; where nobody can read it any more, the work goes on."""
     try:
-        print(line, file=stream, flush=True)
+        print(f"{line}\n", end="", file=stream, flush=True)  # in one piece: processes of torchrun share a stream
     except OSError:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
