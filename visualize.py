@@ -1802,10 +1802,11 @@ def our_claims(groups):
     gated, plain = openings(groups, "gru") + openings(groups, "lstm"), openings(groups, "rnn")
     shut = [norms[REPORT_EPOCHS] < norms[0] for _, left, norms in gated if math.isinf(left)]
     opened = [norms.get(left, 0) >= OPEN for _, left, norms in gated if math.isfinite(left)]
-    usual_starts = (
-        (left, norms) for config, left, norms in plain if config.keep_bias is None and config.rows_after > 14
-    )
-    crept = [norms.get(left, 0) < OPEN for left, norms in usual_starts if math.isfinite(left)]
+    crept = [
+        norms.get(left, 0) < OPEN
+        for config, left, norms in plain
+        if math.isfinite(left) and config.keep_bias is None and config.rows_after >= 28
+    ]
     rows = [
         counted(
             "GRUs and LSTMs that never leave chance: less of it reaches the digit after training than before", shut
