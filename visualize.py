@@ -1078,7 +1078,7 @@ def reading(run, count=5):
 
 # Several runs compared, by setting -----------------------------------------------------------------------------------
 
-UNUSUAL = ("rows_before", "rows_after", "keep_bias", "pixels", "without")  # settings, apart from all pictures
+UNUSUAL = {"rows_before", "rows_after", "keep_bias", "pixels", "without"}  # settings, of which a picture shows one
 
 
 class Group(list):
@@ -1144,10 +1144,10 @@ def families_of(groups, name):
     return [family for family in families.values() if len(family) > 1]
 
 
-def usual(groups):
-    """Return the groups in which the settings of UNUSUAL have their defaults, or all where none has."""
+def usual(groups, name=""):
+    """Return the groups in which the settings of UNUSUAL but name have their defaults, or all where none has."""
     special = [{one.name for one, value in group.config.settings() if value != one.default} for group in groups]
-    found = [group for group, names in zip(groups, special, strict=True) if not names.intersection(UNUSUAL)]
+    found = [group for group, names in zip(groups, special, strict=True) if not names & UNUSUAL - {name}]
     return found or groups
 
 
@@ -1157,11 +1157,9 @@ def colour_of(group):
     return NETWORK_COLOURS.setdefault(group.config.network.partition(" ")[0], spare)
 
 
-def colours_of(groups):
-    """Return a colour for each group: its network's where networks differ, else shades from dark to light."""
-    if len(set(map(colour_of, groups))) == len(groups):
-        return [colour_of(group) for group in groups]
-    return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(groups)))
+def shades(count):
+    """Return as many colours, from dark to light."""
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, count))
 
 
 def set_log(axes):
@@ -1190,8 +1188,9 @@ def draw_epochs(axes, groups, everything, column="test_accuracy"):
     """
     lines = [[[row[column] for row in run.history[: group.epoch]] for run in group] for group in groups]
     drawn_as = scale_of(axes, everything, column.replace("_", " "))
-    looks = zip(groups, labels(groups)[0], colours_of(groups), map(drawn_as, lines), strict=True)
-    for group, label, colour, values in looks:
+    own = list(map(colour_of, groups))  # the networks' colours, where these differ
+    colours = own if len(set(own)) == len(own) else shades(len(own))
+    for group, label, colour, values in zip(groups, labels(groups)[0], colours, map(drawn_as, lines), strict=True):
         epochs = range(1, group.epoch + 1)
         axes.plot(epochs, values.mean(0), color=colour, marker=".", markersize=4, label=label)
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
@@ -1202,22 +1201,32 @@ def draw_epochs(axes, groups, everything, column="test_accuracy"):
     axes.grid(alpha=0.3, which="both")
 
 
-def draw_families(families, columns, draw, about):
-    """Return a Figure with a panel for each family, drawn by draw(axes, family, all groups); None for no family."""
-    if not families:
-        return None
-    columns = min(columns, len(families))
-    rows = math.ceil(len(families) / columns)
-    drawn = Figure(figsize=(WIDTH, 2.8 * rows + 0.5))
-    panels = drawn.subplots(rows, columns, squeeze=False).flat
-    for family, axes in zip(families, panels, strict=False):
-        draw(axes, family, list(itertools.chain(*families)))
-        whole = labels(family)[1].replace(" ", "_").replace(",_", ", ")  # lines end at commas
-        axes.set_title(textwrap.fill(whole, 90 // columns).replace("_", " "))
-    for axes in panels:  # what is left of the last row
+def draw_panels(panels, draw, about, columns=3, handles=(), sharey=False):
+    """Return a Figure with a panel for each (title, content), drawn by draw(axes, content), and a legend of handles."""
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    drawn = Figure(figsize=(WIDTH, 2.8 * rows + 0.5 + 0.08 * len(handles)))
+    places = drawn.subplots(rows, columns, sharey=sharey, squeeze=False).flat
+    for (title, content), axes in zip(panels, places, strict=False):
+        draw(axes, content)
+        axes.set_title(title)
+        if sharey and not axes.get_subplotspec().is_first_col():
+            axes.set_ylabel("")
+    for axes in places:  # what is left of the last row
         axes.set_axis_off()
+    if handles:
+        drawn.legend(handles=handles, loc="outside lower center", ncols=3)
     drawn.suptitle(about)
     return drawn
+
+
+def draw_families(families, columns, draw, about):
+    """Return draw_panels of families of groups, drawn by draw(axes, family, all groups); None for no family."""
+    everything, panels = list(itertools.chain(*families)), []
+    for family in families:
+        whole = labels(family)[1].replace(" ", "_").replace(",_", ", ")  # lines end at commas
+        panels.append((textwrap.fill(whole, 90 // min(columns, len(families))).replace("_", " "), family))
+    return draw_panels(panels, partial(draw, everything=everything), about, columns) if panels else None
 
 
 @comparison("curves")
@@ -1276,8 +1285,7 @@ for name in {one.name: None for config_class in CONFIGS.values() for one in conf
         def compare_setting(groups, name=name):
             """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
             about = "A dot a seed, a line their mean, a cross the reference report's figure"
-            families = families_of(groups if name in UNUSUAL else usual(groups), name)
-            return draw_families(families, 3, partial(draw_seeds, name=name), about)
+            return draw_families(families_of(usual(groups, name), name), 3, partial(draw_seeds, name=name), about)
 
 
 @cache
@@ -1305,28 +1313,11 @@ def opening_of(run):
 def starts_of(runs):
     """Return how the gates of recurrent runs start, torch's start first: lines of a legend by keep_bias."""
     biases = sorted({run.config.keep_bias for run in runs}, key=lambda bias: (bias is not None, bias))
-    shades, lines = iter(matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(biases)))), {}
-    for bias in biases:
-        if bias is None:
-            lines[bias] = Line2D([], [], color=OTHER, label="torch's start")
-        else:
-            words = f"B = {number_text(bias)}: keeps {100 / (1 + math.exp(-bias)):.3g} % a step"
-            lines[bias] = Line2D([], [], color=next(shades), label=words)
+    lines = {}
+    for bias, shade in zip(biases, shades(len(biases)), strict=True):
+        keeps = "" if bias is None else f"B = {number_text(bias)}: keeps {100 / (1 + math.exp(-bias)):.3g} % a step"
+        lines[bias] = Line2D([], [], color=shade if keeps else OTHER, label=keeps or "torch's start")
     return lines
-
-
-def draw_panels(panels, draw, handles, about):
-    """Return a Figure with a panel for each item of a dict, drawn by draw(axes, item), and one legend, of handles."""
-    drawn = Figure(figsize=(WIDTH, 3.9))
-    axes_of = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, content) in zip(axes_of, panels.items(), strict=True):
-        draw(axes, content)
-        axes.label_outer()
-        axes.set_title(title)
-        axes.grid(alpha=0.3)
-    drawn.legend(handles=handles, loc="outside lower center", ncols=3)
-    drawn.suptitle(about)
-    return drawn
 
 
 @comparison("memory")
@@ -1350,7 +1341,7 @@ def compare_memory(groups):
     if not panels:
         return None
     common = labels_of([network_of(group.config) for group in chosen.values()])[1]
-    panels = dict(zip(labels_of(panels)[0], panels.values(), strict=True))
+    panels = [*zip(labels_of(panels)[0], panels.values(), strict=True)]
     starts = starts_of([group[0] for group in chosen.values()])
 
     def draw(axes, lines):
@@ -1369,39 +1360,46 @@ def compare_memory(groups):
             axes.text(0.5, ALWAYS_ONE - 1, "always answers 1", fontsize=7, va="top", ha="center", transform=where)
         axes.set_xticks(sorted({group.config.rows_after for group in sum(lines.values(), [])}))
         axes.set(xlabel="blank rows after the digit", ylabel="test accuracy in %", ylim=(0, 102))
+        axes.grid(alpha=0.3)
 
     look = {"color": "black", "marker": "o", "linestyle": "none", "markerfacecolor": "none"}
     hollow = Line2D([], [], label="blank rows before the digit", **look)
     about = "What is learned of a digit that blank rows follow: a dot a seed, a line a start, at the best rate tried"
-    return draw_panels(panels, draw, [*starts.values(), hollow], f"{about}\n{common}")
+    return draw_panels(panels, draw, f"{about}\n{common}", handles=[*starts.values(), hollow], sharey=True)
 
 
 @comparison("opening")
 def compare_opening(groups):
-    """Draw the loss gradient that reaches the digit by epoch, a panel a network, a line a run, by the gates' start."""
-    panels = {}
-    for group in (group for group in groups if is_recurrent(group[0]) and group.config.rows_after):
-        for run in filter(gradients_of, group):
-            panels.setdefault(run.config.network, []).append(run)
+    """Draw the loss gradient that reaches the digit by epoch, a line a run: above torch's start, below open ones."""
+    later = [group for group in groups if is_recurrent(group[0]) and group.config.rows_after]
+    panels, rates = {}, sorted({group.config.lr for group in later})
+    for run in filter(gradients_of, itertools.chain(*later)):
+        panels.setdefault((run.config.keep_bias is not None, run.config.network), []).append(run)
     if not panels:
         return None
-    starts = starts_of(itertools.chain(*panels.values()))
+    colours = dict(zip(rates, shades(len(rates)), strict=True))
 
     def draw(axes, runs):
         for run in runs:
             left, norms = left_chance(run), {epoch: max(n, GRADIENT_FLOOR) for epoch, n in opening_of(run).items()}
-            look = {"color": starts[run.config.keep_bias].get_color(), "linestyle": ":" if math.isinf(left) else "-"}
+            look = {"color": colours[run.config.lr], "linestyle": ":" if math.isinf(left) else "-"}
             axes.plot(norms.keys(), norms.values(), linewidth=0.8, **look)
             if left in norms:
                 axes.plot(left, norms[left], ".", **look)
-        axes.set(xlabel="epoch", ylabel="norm of the loss gradient at the digit", yscale="log")
+        axes.set(xlabel="epoch", ylabel="norm of the loss gradient", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
 
+    handles = [Line2D([], [], color=colours[rate], label=f"learning rate {number_text(rate)}") for rate in rates]
     styles = (("-", ".", "leaves chance, at the dot"), (":", "", "stays at chance"))
-    handles = [Line2D([], [], color="black", linestyle=line, marker=dot, label=label) for line, dot, label in styles]
+    handles += [Line2D([], [], color="black", linestyle=line, marker=dot, label=label) for line, dot, label in styles]
     left = [left_chance(run) < math.inf for runs in panels.values() for run in runs]
     about = f"The loss gradient that reaches the digit, a line a run: {sum(left)} of {len(left)} runs leave chance"
-    return draw_panels(panels, draw, [*starts.values(), *handles], about)
+    shown = []
+    for (is_open, network), runs in sorted(panels.items()):
+        biases = ", ".join(map(number_text, sorted({run.config.keep_bias for run in runs if is_open})))
+        shown.append((f"{network}, B = {biases}" if is_open else f"{network}, as torch starts it", runs))
+    return draw_panels(shown, draw, about, len({network for _, network in panels}), handles, sharey=True)
 
 
 @comparison("gradients")
@@ -1428,11 +1426,13 @@ def compare_gradients(groups):
             means = np.exp(np.log(np.maximum(norms, np.finfo(float).tiny)).mean(0))
             draw_gradient_line(axes, means, linestyle=style, color=colour_of(group))
         axes.set_ylabel("norm of the loss gradient")
+        axes.grid(alpha=0.3)
 
     styles = ((":", "before training"), ("-", f"after epoch {groups[0].epoch}"))
     handles = [Line2D([], [], color="black", linestyle=style, label=label) for style, label in styles]
     about = "How far back the loss reaches into the state: geometric mean over seeds, of an LSTM's states the stronger"
-    return draw_panels(dict(sorted(chosen.items())), draw, handles, f"{about}\n{labels([*chosen.values()])[1]}")
+    about = f"{about}\n{labels([*chosen.values()])[1]}"
+    return draw_panels(sorted(chosen.items()), draw, about, handles=handles, sharey=True)
 
 
 @comparison("results")

@@ -223,10 +223,14 @@ def test_each_network_has_a_colour_in_all_figures_also_one_that_had_none(tmp_pat
     mut, small, rnn = groups_in(tmp_path)
     colour = visualize.colour_of(mut)
     assert colour not in {"#E69F00", "#0072B2", "#009E73", "#CC79A7"}
-    assert visualize.colours_of([rnn, mut]) == ["#E69F00", colour]
-    drawn = visualize.COMPARISONS["cell"]([mut, rnn])
-    assert [line.get_color() for line in drawn.axes[0].lines if line.get_marker() == "."] == [colour, "#E69F00"]
-    assert len({*map(tuple, visualize.colours_of([mut, small, rnn]))}) == 3, "shades, where a network has two settings"
+
+    def colours_in(name, groups):
+        axes = visualize.COMPARISONS[name](groups).axes[0]
+        return [line.get_color() for line in axes.lines if line.get_marker() == "."]
+
+    assert colours_in("curves", [rnn, mut]) == ["#E69F00", colour]
+    assert colours_in("cell", [mut, rnn]) == [colour, "#E69F00"]
+    assert len({*map(tuple, colours_in("curves", [mut, small, rnn]))}) == 3, "shades: a network has two settings"
 
 
 # The table
@@ -340,19 +344,20 @@ def test_opening_draws_the_gradient_at_the_digit_by_epoch_a_line_a_run(tmp_path)
     )
     invent_run(tmp_path, rnn_config("lstm", rows_after=3), 50)  # whose gradients were not measured
     drawn = visualize.compare_opening(groups_in(tmp_path))
-    gru, rnn = drawn.axes
-    lines = [(line.get_linestyle(), line.get_marker(), [*map(float, line.get_ydata())]) for line in gru.lines]
-    floor = visualize.GRADIENT_FLOOR
-    assert lines == [("-", "None", [1e-2, *[0.5] * 10]), ("-", ".", [0.5]), (":", "None", [1e-3, *[floor] * 10])]
-    assert [[*map(float, rnn.lines[1].get_data()[0])], len(rnn.lines)] == [[12], 2]
-    colours = {
-        text.get_text(): line.get_color()
-        for text, line in zip(drawn.legends[0].texts, drawn.legends[0].get_lines(), strict=True)
+    panels = {axes.get_title(): axes.lines for axes in drawn.axes if axes.axison}
+    assert list(panels) == ["GRU, as torch starts it", "RNN, as torch starts it", "GRU, B = 2"]
+    lines = {
+        title: [(line.get_linestyle(), line.get_marker(), [*map(float, line.get_ydata())]) for line in found]
+        for title, found in panels.items()
     }
-    assert [line.get_color() for line in gru.lines[1:]] == [
-        colours["B = 2: keeps 88.1 % a step"],
-        colours["torch's start"],
-    ]
+    assert lines["GRU, as torch starts it"] == [(":", "None", [1e-3, *[visualize.GRADIENT_FLOOR] * 10])]
+    assert lines["GRU, B = 2"] == [("-", "None", [1e-2, *[0.5] * 10]), ("-", ".", [0.5])]
+    shown = dict(zip([text.get_text() for text in drawn.legends[0].texts], drawn.legends[0].get_lines(), strict=True))
+    for title, rate in (("RNN, as torch starts it", "1e-4"), ("GRU, B = 2", "1e-3")):
+        curve, dot = panels[title]
+        colours = [tuple(line.get_color()) for line in (curve, dot, shown[f"learning rate {rate}"])]
+        assert len(set(colours)) == 1, "one for each rate"
+    assert [*panels["RNN, as torch starts it"][1].get_xdata()] == [12]
 
 
 def test_memory_draws_a_panel_a_network_and_a_line_a_start_at_the_best_rate(tmp_path):
