@@ -338,8 +338,10 @@ def filters(run):
         picture, *_ = draw_mosaic(axes, kernels, numbers, columns=16, gap=1, room=2, vmin=-limit, vmax=limit)
         axes.set(title=title)
     drawn.colorbar(picture, ax=panels, label="weight", shrink=0.5)
-    kept = int((F.cosine_similarity(start.flatten(1), trained.flatten(1)) > 0.9).sum())
-    about = f"{kept} of {len(start)} kernels look after epoch {len(run.history)} as they started (cosine above 0.9)"
+    changed = int((F.cosine_similarity(start.flatten(1), trained.flatten(1)) < 0.9).sum())
+    about = (
+        f"{changed} of {len(start)} kernels have changed by epoch {len(run.history)} (cosine to their start below 0.9)"
+    )
     drawn.suptitle(f"{about}: {convolutions(run.model)[0]}\n{run.title}")
     return drawn
 
@@ -596,10 +598,12 @@ def draw_pairs(reconstructions, patches, titles, columns=4):
     blocks = torch.stack([torch.cat([make_grid(each[:, None], **sheet)[0] for each in pair], 1) for pair in pairs])
     height, width = blocks.shape[1:]
     room, rows = height // 6, math.ceil(len(blocks) / columns)
-    drawn = Figure(figsize=(WIDTH, rows / columns * WIDTH * (height + room + 4) / (width + 4) + 0.9))
+    drawn = Figure(figsize=(WIDTH, rows / columns * WIDTH * (height + room + 4) / (width + 4) + 0.6))
     axes = drawn.subplots()
     draw_mosaic(axes, blocks, titles, columns, gap=4, room=room, vmin=0, vmax=1)
-    axes.set_xlabel("left: reconstructions, black to white about zero, a scale a map; right: the patches themselves")
+    axes.set_title(
+        "left: reconstructions, gray where zero, a scale a map; right: the patches, tinted outside the image"
+    )
     return drawn
 
 
@@ -1208,6 +1212,7 @@ def draw_panels(panels, draw, about, columns=3, handles=(), sharey=False):
     drawn = Figure(figsize=(WIDTH, 2.8 * rows + 0.5 + 0.08 * len(handles)))
     places = drawn.subplots(rows, columns, sharey=sharey, squeeze=False).flat
     for (title, content), axes in zip(panels, places, strict=False):
+        axes.grid(alpha=0.3)
         draw(axes, content)
         axes.set_title(title)
         if sharey and not axes.get_subplotspec().is_first_col():
@@ -1268,20 +1273,15 @@ def draw_seeds(axes, groups, everything, name):
     values = [(one, value) for group in groups for one, value in group.config.settings() if one.name == name]
     ticks = [textwrap.fill(one.unset, 10) if value is None else number_text(value) for one, value in values]
     axes.set_xticks(range(len(groups)), ticks)
-    axes.set_xlabel(picture_of(name).replace("_", " "))
+    axes.set_xlabel("--" + name.replace("_", "-"))
     axes.margins(x=0.2)
     axes.grid(axis="y", alpha=0.3, which="both")
-
-
-def picture_of(name):
-    """Return the name of the picture of a setting."""
-    return {"lr": "learning_rate"}.get(name, name)
 
 
 for name in {one.name: None for config_class in CONFIGS.values() for one in config_class.known_settings()}:
     if name not in ("rows_after", "seed"):
 
-        @comparison(picture_of(name))
+        @comparison(name)
         def compare_setting(groups, name=name):
             """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
             about = "A dot a seed, a line their mean, a cross the reference report's figure"
@@ -1330,6 +1330,10 @@ def compare_memory(groups):
     def network_of(config):
         return replace(config, rows_before=0, rows_after=0, keep_bias=None)
 
+    def titled(label, lines):
+        last = max(sum(lines.values(), []), key=lambda group: (group.config.rows_after, np.mean(group.accuracies)))
+        return f"{label}\nup to {np.mean(last.accuracies):.1f} % through {last.config.rows_after} rows"
+
     best, panels = {}, {}
     for group in (group for group in groups if is_recurrent(group[0])):
         place = replace(group.config, lr=1.0)
@@ -1341,7 +1345,7 @@ def compare_memory(groups):
     if not panels:
         return None
     common = labels_of([network_of(group.config) for group in chosen.values()])[1]
-    panels = [*zip(labels_of(panels)[0], panels.values(), strict=True)]
+    panels = [(titled(*panel), panel[1]) for panel in zip(labels_of(panels)[0], panels.values(), strict=True)]
     starts = starts_of([group[0] for group in chosen.values()])
 
     def draw(axes, lines):
@@ -1360,11 +1364,9 @@ def compare_memory(groups):
             axes.text(0.5, ALWAYS_ONE - 1, "always answers 1", fontsize=7, va="top", ha="center", transform=where)
         axes.set_xticks(sorted({group.config.rows_after for group in sum(lines.values(), [])}))
         axes.set(xlabel="blank rows after the digit", ylabel="test accuracy in %", ylim=(0, 102))
-        axes.grid(alpha=0.3)
 
-    look = {"color": "black", "marker": "o", "linestyle": "none", "markerfacecolor": "none"}
-    hollow = Line2D([], [], label="blank rows before the digit", **look)
-    about = "What is learned of a digit that blank rows follow: a dot a seed, a line a start, at the best rate tried"
+    hollow = Line2D([], [], color="black", marker="o", ls="none", mfc="none", label="blank rows before the digit")
+    about = "A digit that blank rows follow: a dot a seed, a line the mean of a start, each at the best rate tried"
     return draw_panels(panels, draw, f"{about}\n{common}", handles=[*starts.values(), hollow], sharey=True)
 
 
@@ -1382,19 +1384,17 @@ def compare_opening(groups):
     def draw(axes, runs):
         for run in runs:
             left, norms = left_chance(run), {epoch: max(n, GRADIENT_FLOOR) for epoch, n in opening_of(run).items()}
-            look = {"color": colours[run.config.lr], "linestyle": ":" if math.isinf(left) else "-"}
-            axes.plot(norms.keys(), norms.values(), linewidth=0.8, **look)
-            if left in norms:
-                axes.plot(left, norms[left], ".", **look)
+            look = {"color": colours[run.config.lr], "linestyle": ":" if math.isinf(left) else "-", "linewidth": 0.8}
+            axes.plot(norms.keys(), norms.values(), marker=".", markevery=[epoch == left for epoch in norms], **look)
         axes.set(xlabel="epoch", ylabel="norm of the loss gradient", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
 
     handles = [Line2D([], [], color=colours[rate], label=f"learning rate {number_text(rate)}") for rate in rates]
     styles = (("-", ".", "leaves chance, at the dot"), (":", "", "stays at chance"))
     handles += [Line2D([], [], color="black", linestyle=line, marker=dot, label=label) for line, dot, label in styles]
     left = [left_chance(run) < math.inf for runs in panels.values() for run in runs]
-    about = f"The loss gradient that reaches the digit, a line a run: {sum(left)} of {len(left)} runs leave chance"
+    rows = ", ".join(map(str, sorted({group.config.rows_after for group in later})))
+    about = f"The loss gradient at the digit, through {rows} blank rows: {sum(left)} of {len(left)} runs leave chance"
     shown = []
     for (is_open, network), runs in sorted(panels.items()):
         biases = ", ".join(map(number_text, sorted({run.config.keep_bias for run in runs if is_open})))
@@ -1426,7 +1426,6 @@ def compare_gradients(groups):
             means = np.exp(np.log(np.maximum(norms, np.finfo(float).tiny)).mean(0))
             draw_gradient_line(axes, means, linestyle=style, color=colour_of(group))
         axes.set_ylabel("norm of the loss gradient")
-        axes.grid(alpha=0.3)
 
     styles = ((":", "before training"), ("-", f"after epoch {groups[0].epoch}"))
     handles = [Line2D([], [], color="black", linestyle=style, label=label) for style, label in styles]

@@ -108,7 +108,7 @@ def test_a_setting_that_varies_makes_groups_words_and_a_picture(tmp_path, script
     first, second = ([config, replace(config, seed=1)] for config in (usual, other))
     assert configs_in(tmp_path) in ([first, second], [second, first]), "and the seed, which makes none, in rising order"
     assert len({"", *visualize.labels(groups)[0]}) == 3
-    name = {"lr": "learning_rate", "rows_after": "memory"}.get(one.name, one.name)
+    name = {"rows_after": "memory"}.get(one.name, one.name)
     drawn = visualize.COMPARISONS[name](groups)
     assert "None" not in {text.get_text() for axes in drawn.axes for text in axes.get_xticklabels()}
     marks = [value for axes in drawn.axes for line in axes.lines for value in (*line.get_xdata(), *line.get_ydata())]
@@ -346,18 +346,16 @@ def test_opening_draws_the_gradient_at_the_digit_by_epoch_a_line_a_run(tmp_path)
     drawn = visualize.compare_opening(groups_in(tmp_path))
     panels = {axes.get_title(): axes.lines for axes in drawn.axes if axes.axison}
     assert list(panels) == ["GRU, as torch starts it", "RNN, as torch starts it", "GRU, B = 2"]
-    lines = {
-        title: [(line.get_linestyle(), line.get_marker(), [*map(float, line.get_ydata())]) for line in found]
-        for title, found in panels.items()
-    }
-    assert lines["GRU, as torch starts it"] == [(":", "None", [1e-3, *[visualize.GRADIENT_FLOOR] * 10])]
-    assert lines["GRU, B = 2"] == [("-", "None", [1e-2, *[0.5] * 10]), ("-", ".", [0.5])]
+    lines = {title: (line, [*map(float, line.get_ydata())]) for title, (line,) in panels.items()}
     shown = dict(zip([text.get_text() for text in drawn.legends[0].texts], drawn.legends[0].get_lines(), strict=True))
-    for title, rate in (("RNN, as torch starts it", "1e-4"), ("GRU, B = 2", "1e-3")):
-        curve, dot = panels[title]
-        colours = [tuple(line.get_color()) for line in (curve, dot, shown[f"learning rate {rate}"])]
-        assert len(set(colours)) == 1, "one for each rate"
-    assert [*panels["RNN, as torch starts it"][1].get_xdata()] == [12]
+    stays, leaves, held = (lines[title] for title in panels)
+    assert [line.get_linestyle() for line, _ in (stays, leaves, held)] == [":", "-", "-"]
+    assert stays[1] == [1e-3, *[visualize.GRADIENT_FLOOR] * 10]
+    assert held[1] == [1e-2, *[0.5] * 10]
+    dots = [[epoch for epoch, is_dot in enumerate(line.get_markevery()) if is_dot] for line, _ in lines.values()]
+    assert dots == [[], [12], [1]]
+    for (line, _), rate in ((leaves, "1e-4"), (held, "1e-3")):
+        assert tuple(line.get_color()) == tuple(shown[f"learning rate {rate}"].get_color())
 
 
 def test_memory_draws_a_panel_a_network_and_a_line_a_start_at_the_best_rate(tmp_path):
