@@ -952,7 +952,7 @@ def gradient_norms(model, images, labels):
 
 
 def gradients_by_epoch(run, images=1000):
-    """Return rows (epoch, state, step, norm): the gradient_norms of the first test images.
+    """Return rows (epoch, state, norms step by step): the gradient_norms of the first test images.
 
     Of the untrained network, epoch 0, and after every epoch of which the weights were kept.
     """
@@ -961,21 +961,19 @@ def gradients_by_epoch(run, images=1000):
     models = {0: run.untrained_model(), **{epoch: run.snapshot(epoch) for epoch in kept}, last: run.model}
     for epoch, model in models.items():
         norms = gradient_norms(model, *(tensor[:images] for tensor in run.data.test))
-        for state, values in norms.items():
-            rows += [(epoch, state, step, value) for step, value in enumerate(values.tolist(), start=1)]
+        rows += [(epoch, state, *values.tolist()) for state, values in norms.items()]
     return rows
 
 
 def gradient_lines(rows):
     """Return the norms over the steps, float64 (steps,), by epoch and state; 'stronger': at each step the larger one.
 
-    rows: (epoch, state, step, norm), the steps in rising order.
+    rows: (epoch, state, norms step by step).
     """
     lines = {}
-    for epoch, state, _, norm in rows:
-        lines.setdefault(int(epoch), {}).setdefault(state, []).append(float(norm))
-    by_epoch = {epoch: {state: np.array(norms) for state, norms in states.items()} for epoch, states in lines.items()}
-    return {epoch: states | {"stronger": np.max([*states.values()], 0)} for epoch, states in by_epoch.items()}
+    for epoch, state, *norms in rows:
+        lines.setdefault(int(epoch), {})[state] = np.array(norms, dtype=float)
+    return {epoch: states | {"stronger": np.max([*states.values()], 0)} for epoch, states in lines.items()}
 
 
 GRADIENT_FLOOR = 1e-16  # the bottom of the axis, where gradients that are zero are drawn
@@ -1012,7 +1010,8 @@ def gradients(run):
     last.grid(alpha=0.3)
     about = f"Of the loss gradient {100 * shares[-1]:.2g} % reaches the first row"
     drawn.suptitle(f"{about}, {100 * shares[0]:.2g} % before training\n{run.title}")
-    return {"gradients.png": drawn, "gradients.csv": csv_text(("epoch", "state", "step", "norm"), rows)}
+    columns = "epoch", "state", *range(1, len(rows[0]) - 1)  # the steps
+    return {"gradients.png": drawn, "gradients.csv": csv_text(columns, rows)}
 
 
 def reach(line):

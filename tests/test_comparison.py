@@ -51,8 +51,8 @@ def invent_table(run_folder, name, rows):
     (run_folder / "figures" / f"{name}.csv").write_text(text)
 
 
-def gradient_rows(norms, epoch=0, state="hidden"):
-    return [{"epoch": epoch, "state": state, "step": step, "norm": norm} for step, norm in enumerate(norms, start=1)]
+def gradient_row(norms, epoch=0, state="hidden"):
+    return {"epoch": epoch, "state": state, **dict(enumerate(norms, start=1))}
 
 
 def rnn_config(cell="rnn", hidden_size=30, **settings):
@@ -313,7 +313,7 @@ def test_gradients_are_drawn_after_the_epoch_of_the_comparison_for_cells_that_di
             for state in ("hidden", "cell")[: 1 + (config.cell == "lstm")]:
                 for epoch, norm in zip((0, 10, 12), states[state], strict=True):
                     norms = [share if norm is None else norm] * 27 + [float(state == "hidden")]
-                    rows += gradient_rows(norms, epoch, state)
+                    rows.append(gradient_row(norms, epoch, state))
             invent_table(path, "gradients", rows)
     panels, floor = visualize.compare_gradients(groups_in(tmp_path)).axes, visualize.GRADIENT_FLOOR
     assert [axes.get_title() for axes in panels] == ["LSTM", "RNN"]
@@ -329,8 +329,8 @@ def invent_blank_rows(folder, config, grown, norms):
     rows = utils.read_table(path / "metrics.csv")
     rows = [row | {"test_accuracy": value} for row, value in zip(rows, grown, strict=True)]
     (path / "metrics.csv").write_text(utils.table_text(utils.METRICS, [row.values() for row in rows]))
-    lines = [gradient_rows([5.0, norm, *[7.0] * config.rows_after], epoch) for epoch, norm in enumerate(norms)]
-    invent_table(path, "gradients", sum(lines, []))
+    lines = [gradient_row([5.0, norm, *[7.0] * config.rows_after], epoch) for epoch, norm in enumerate(norms)]
+    invent_table(path, "gradients", lines)
 
 
 def test_opening_draws_the_gradient_at_the_digit_by_epoch_a_line_a_run(tmp_path):
@@ -486,5 +486,5 @@ def test_what_is_measured_of_a_run_whose_folder_cannot_be_written_counts_all_the
         raise OSError(number, "no", str(path))
 
     monkeypatch.setattr(utils, "write_atomically", refuse)
-    assert len(visualize.measured(visualize.SavedRun(untold_run), "gradients")) == 2 * 28
+    assert len(visualize.measured(visualize.SavedRun(untold_run), "gradients")) == 2
     assert not list(untold_run.glob("figures/*"))

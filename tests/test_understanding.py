@@ -331,8 +331,7 @@ def test_gradient_norms_are_those_of_single_cells(cell):
 
 def test_the_share_that_reaches_the_first_row_is_that_of_the_stronger_state():
     norms = {("0", "hidden"): [1e-8, 1.0, 2.0], ("0", "cell"): [1e-4, 1.0, 0.0], ("2", "hidden"): [0.5, 1.0, 2.0]}
-    rows = [(*of, f"{step}", f"{norm}") for of, values in norms.items() for step, norm in enumerate(values, start=1)]
-    lines = visualize.gradient_lines(rows)
+    lines = visualize.gradient_lines((*of, *map(str, values)) for of, values in norms.items())
     assert [[*lines[int(epoch)][state]] for epoch, state in norms] == [*norms.values()]
     assert [[*line["stronger"]] for line in lines.values()] == [[1e-4, 1.0, 2.0], [0.5, 1.0, 2.0]]
     assert [visualize.reach(line) for line in lines.values()] == [0.5e-4, 0.25]

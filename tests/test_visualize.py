@@ -248,10 +248,9 @@ def test_gradients_list_and_draw_the_norms_of_both_states_after_every_epoch(rnn)
     models = run.untrained_model(), run.snapshot(1), run.model
     norms = [visualize.gradient_norms(model, *run.data.test) for model in models]
     expected = [
-        {"epoch": f"{epoch}", "state": state, "step": f"{step}", "norm": f"{norm.item():.7g}"}
+        {"epoch": f"{epoch}", "state": state, **{f"{step}": f"{norm:.7g}" for step, norm in enumerate(values, start=1)}}
         for epoch, states in enumerate(norms)
         for state, values in states.items()
-        for step, norm in enumerate(values, start=1)
     ]
     assert utils.read_table(rnn.folder / "gradients.csv") == expected
     for axes, (state, steps) in zip(panels, {"hidden": 28, "cell": 27}.items(), strict=True):
