@@ -135,7 +135,7 @@ def test_all_are_compared_after_one_epoch_and_those_that_lack_it_are_named_in_on
     (row,) = results_in(folder)
     expected = str(len(kept)), f"{np.mean(kept):.2f}", "94.17" * (after == 10)
     assert (row["seeds"], row["mean"], row["reported"]) == expected
-    assert f"after epoch {after}:" in (folder / "results.md").read_text()
+    assert f"after epoch {after} over seeds" in (folder / "results.md").read_text()
     named = [line.split(": ") for line in said if "left out" in line]
     assert [{*rest.split(", ")} for _, rest in named] == [{str(paths[n]) for n in left_out}] * bool(left_out)
     assert {head for head, _ in named} <= {f"compared after epoch {after}; left out, of fewer epochs"}
