@@ -602,7 +602,7 @@ def draw_pairs(reconstructions, patches, titles, columns=4):
     axes = drawn.subplots()
     draw_mosaic(axes, blocks, titles, columns, gap=4, room=room, vmin=0, vmax=1)
     axes.set_title(
-        "left: reconstructions, gray where zero, a scale a map; right: the patches, tinted outside the image"
+        "left: reconstructions, gray where zero, each map scaled alone; right: patches, tinted outside the image"
     )
     return drawn
 
@@ -1224,13 +1224,14 @@ def draw_panels(panels, draw, about, columns=3, handles=(), sharey=False):
     return drawn
 
 
-def draw_families(families, columns, draw, about):
+def draw_families(families, columns, draw, about, sharey=False):
     """Return draw_panels of families of groups, drawn by draw(axes, family, all groups); None for no family."""
     everything, panels = list(itertools.chain(*families)), []
     for family in families:
         whole = labels(family)[1].replace(" ", "_").replace(",_", ", ")  # lines end at commas
         panels.append((textwrap.fill(whole, 90 // min(columns, len(families))).replace("_", " "), family))
-    return draw_panels(panels, partial(draw, everything=everything), about, columns) if panels else None
+    draw = partial(draw, everything=everything)
+    return draw_panels(panels, draw, about, columns, sharey=sharey) if panels else None
 
 
 @comparison("curves")
@@ -1284,7 +1285,8 @@ for name in {one.name: None for config_class in CONFIGS.values() for one in conf
         def compare_setting(groups, name=name):
             """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
             about = "A dot a seed, a line their mean, a cross the reference report's figure"
-            return draw_families(families_of(usual(groups, name), name), 3, partial(draw_seeds, name=name), about)
+            families, draw = families_of(usual(groups, name), name), partial(draw_seeds, name=name)
+            return draw_families(families, 3, draw, about, sharey=True)
 
 
 @cache

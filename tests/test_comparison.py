@@ -278,7 +278,7 @@ def test_pictures_of_a_setting_show_each_seed_their_mean_and_the_reported_figure
     assert [np.mean(line.get_xdata()) for line in dots] == pytest.approx([0, 1, 2, 3])
     crosses = [(*line.get_xdata(), *line.get_ydata()) for line in rnn.lines if line.get_marker() == "x"]
     assert crosses == [(0, 47.73), (1, 74.55), (2, 90.75), (3, 94.17)]
-    assert gru.get_ylabel() == rnn.get_ylabel() == "test accuracy in %"
+    assert (gru.get_ylabel(), gru.get_ylim()) == ("test accuracy in %", rnn.get_ylim())
     high = [group for group in groups_in(tmp_path) if group.config.cell == "gru"]
     (gru,) = visualize.COMPARISONS["hidden_size"](high).axes
     assert gru.get_ylabel() == "test error in %", "where all of the picture crowd at the top"
