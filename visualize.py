@@ -339,10 +339,8 @@ def filters(run):
         axes.set(title=title)
     drawn.colorbar(picture, ax=panels, label="weight", shrink=0.5)
     changed = int((F.cosine_similarity(start.flatten(1), trained.flatten(1)) < 0.9).sum())
-    about = (
-        f"{changed} of {len(start)} kernels have changed by epoch {len(run.history)} (cosine to their start below 0.9)"
-    )
-    drawn.suptitle(f"{about}: {convolutions(run.model)[0]}\n{run.title}")
+    about = f"{changed} of {len(start)} kernels have changed by epoch {len(run.history)}"
+    drawn.suptitle(f"{about} (cosine to their start below 0.9): {convolutions(run.model)[0]}\n{run.title}")
     return drawn
 
 
@@ -968,12 +966,13 @@ def gradients_by_epoch(run, images=1000):
 def gradient_lines(rows):
     """Return the norms over the steps, float64 (steps,), by epoch and state; 'stronger': at each step the larger one.
 
-    rows: (epoch, state, norms step by step).
+    rows: (epoch, state, norms step by step), those of one state in one row or in several.
     """
     lines = {}
     for epoch, state, *norms in rows:
-        lines.setdefault(int(epoch), {})[state] = np.array(norms, dtype=float)
-    return {epoch: states | {"stronger": np.max([*states.values()], 0)} for epoch, states in lines.items()}
+        lines.setdefault(int(epoch), {}).setdefault(state, []).extend(map(float, norms))
+    by_epoch = {epoch: {state: np.array(norms) for state, norms in states.items()} for epoch, states in lines.items()}
+    return {epoch: states | {"stronger": np.max([*states.values()], 0)} for epoch, states in by_epoch.items()}
 
 
 GRADIENT_FLOOR = 1e-16  # the bottom of the axis, where gradients that are zero are drawn
@@ -1292,7 +1291,8 @@ for name in {one.name: None for config_class in CONFIGS.values() for one in conf
 @cache
 def gradients_of(run):
     """Return the gradient_lines of a run, by epoch, empty where they were not measured."""
-    return gradient_lines(row.values() for row in measured(run, "gradients"))
+    rows = measured(run, "gradients")  # in older tables a row for each step
+    return gradient_lines([text for column, text in row.items() if column != "step"] for row in rows)
 
 
 ALWAYS_ONE = 11.35  # percent of MNIST's test images show a 1, the most frequent digit

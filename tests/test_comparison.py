@@ -339,9 +339,8 @@ def test_opening_draws_the_gradient_at_the_digit_by_epoch_a_line_a_run(tmp_path)
     invent_blank_rows(tmp_path, rnn_config("gru", rows_after=3), stuck, [1e-3, *[1e-20] * 10])
     held = rnn_config("gru", rows_after=2, keep_bias=2.0)
     invent_blank_rows(tmp_path, held, [90.0] * 10, [1e-2, *[0.5] * 10])
-    invent_blank_rows(
-        tmp_path, rnn_config("rnn", rows_after=3, lr=1e-4), late, [1e-6 * 2**epoch for epoch in range(13)]
-    )
+    creeping = [1e-6 * 2**epoch for epoch in range(13)]
+    invent_blank_rows(tmp_path, rnn_config("rnn", rows_after=3, lr=1e-4), late, creeping)
     invent_run(tmp_path, rnn_config("lstm", rows_after=3), 50)  # whose gradients were not measured
     drawn = visualize.compare_opening(groups_in(tmp_path))
     panels = {axes.get_title(): axes.lines for axes in drawn.axes if axes.axison}
