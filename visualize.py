@@ -1825,9 +1825,9 @@ def our_claims(groups):
     yield "15a", "Foretold: the GRU with B = 2 learns 56 rows (at least 97 %), in the first epoch.", rows
     rows = [beats(rnn("gru", keep_bias=1.0, rows_after=56), by=97)]
     measure = partial(log_gradient, epoch=0, of=lambda line: line["stronger"][-57])
-    words, start = "gradient at the digit before training", {"keep_bias": 1.0, "rows_after": 56}
+    words, start = "power of ten of the gradient at the digit before training", {"keep_bias": 1.0, "rows_after": 56}
     found = [rnn(cell, 30, measure, f"{cell.upper()}, {words}", **start) for cell in ("lstm", "gru")]
-    beside = [leaves("in no epoch", math.isinf, "lstm", keep_bias=1.0), beats(*found, form="{:.2f} powers of ten")]
+    beside = [leaves("in no epoch", math.isinf, "lstm", keep_bias=1.0), beats(*found, form="{:.2f}")]
     sentence = "Foretold: the GRU with B = 1 learns them, too, though the LSTM with B = 1 and more gradient does not."
     yield "15b", sentence, rows, beside
     parts = {3.0: [], 10.0: []}
