@@ -330,10 +330,11 @@ def test_gradient_norms_are_those_of_single_cells(cell):
 
 
 def test_the_share_that_reaches_the_first_row_is_that_of_the_stronger_state():
-    norms = {("0", "hidden"): [1e-8, 1.0, 2.0], ("0", "cell"): [1e-4, 1.0, 0.0], ("2", "hidden"): [0.5, 1.0, 2.0]}
+    norms = {("0", "hidden"): [1e-8, 1.0, 2.0], ("0", "cell"): [1e-4, 1.0, 1e-20], ("2", "hidden"): [0.5, 1.0, 2.0]}
     lines = visualize.gradient_lines((*of, *map(str, values)) for of, values in norms.items())
     step_by_step = visualize.gradient_lines((*of, value) for of, values in norms.items() for value in values)
     np.testing.assert_equal(step_by_step, lines)
+    norms[("0", "cell")][2] = 1e-16  # the least that counts
     assert [[*lines[int(epoch)][state]] for epoch, state in norms] == [*norms.values()]
     assert [[*line["stronger"]] for line in lines.values()] == [[1e-4, 1.0, 2.0], [0.5, 1.0, 2.0]]
     assert [visualize.reach(line) for line in lines.values()] == [0.5e-4, 0.25]
