@@ -730,15 +730,11 @@ def grouped(runs):
     return list(groups.values())
 
 
-def epoch_seconds(run):
-    """Return the median of the training seconds of a run's epochs."""
-    return float(np.median([row["seconds"] for row in run.history]))
-
-
 def result(group, epoch, report):
     """Return the texts below RESULTS for runs that differ only in their seeds, all of which have the epoch."""
     run, known = group[0], find_reported(group[0], epoch, report)
     accuracies = [run.history[epoch - 1]["test_accuracy"] for run in group]
+    seconds = [np.median([row["seconds"] for row in run.history]) for run in group]
     several = len(group) > 1
     return (
         run.config.sentence() + ", synthetic data" * (run.conditions.data_source == "synthetic"),
@@ -747,7 +743,7 @@ def result(group, epoch, report):
         f"{min(accuracies):.2f} to {max(accuracies):.2f}" * several,
         f"{np.std(accuracies, ddof=1):.2f}" if several else "",
         str(len(group)),
-        f"{np.mean([epoch_seconds(run) for run in group]):.1f}",
+        f"{np.mean(seconds):.1f}",
         str(run.conditions.parameters),
         known.remark,
     )

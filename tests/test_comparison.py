@@ -51,8 +51,8 @@ def invent_table(run_folder, name, rows):
     (run_folder / "figures" / f"{name}.csv").write_text(text)
 
 
-def gradient_row(norms, epoch=0, state="hidden"):
-    return {"epoch": epoch, "state": state, **dict(enumerate(norms, start=1))}
+def gradient_row(norms, epoch):
+    return {"epoch": epoch, **dict(enumerate(norms, start=1))}
 
 
 def rnn_config(cell="rnn", hidden_size=30, **settings):
@@ -107,7 +107,7 @@ def test_a_setting_that_varies_makes_groups_words_and_a_picture(tmp_path, script
     groups = groups_in(tmp_path)
     first, second = ([config, replace(config, seed=1)] for config in (usual, other))
     assert configs_in(tmp_path) in ([first, second], [second, first]), "and the seed, which makes none, in rising order"
-    assert len({"", *visualize.labels(groups)[0]}) == 3
+    assert len({"", *visualize.labels_of(groups)[0]}) == 3
     name = {"rows_after": "memory"}.get(one.name, one.name)
     drawn = visualize.COMPARISONS[name](groups)
     assert "None" not in {text.get_text() for axes in drawn.axes for text in axes.get_xticklabels()}
@@ -210,7 +210,7 @@ LABELS = [
 @pytest.mark.parametrize(("one", "other", "labels"), LABELS)
 def test_what_all_share_is_said_once_and_of_each_what_differs_usual_values_too(tmp_path, one, other, labels):
     groups = [group for config in (one, other) for group in groups_in(invent_run(tmp_path, config, 90))]
-    own, common = visualize.labels(groups)
+    own, common = visualize.labels_of(groups)
     assert " / ".join(own) == labels
     assert common == ", ".join(words for words in one.sentence().split(", ") if words not in own[0].split(", "))
 
@@ -303,21 +303,16 @@ def test_curves_draw_the_mean_over_seeds_the_band_that_spans_them_and_crosses(tm
 
 
 def test_gradients_are_drawn_after_the_epoch_of_the_comparison_for_cells_that_differ_in_nothing_else(tmp_path):
-    """Geometric means over seeds, of an LSTM the stronger state; what vanished counts as the floor."""
-    states = {"hidden": [1e-3, None, 0.9], "cell": [1e-1, 0.0, 0.0]}  # the first step's norm after epochs 0, 10, 12
+    """Geometric means over seeds; what vanished counts as the floor."""
     drawn, others = [rnn_config("rnn"), rnn_config("lstm")], [rnn_config("gru", 7), rnn_config("rnn", 7, lr=0.1)]
     for config, kept in zip(drawn + others, ([1e-2, 1e-6], [1e-8, 0.0], [0.5], [0.5]), strict=True):
         for path, share in zip(invent_seeds(tmp_path, config, [90] * len(kept), epochs=12), kept, strict=True):
-            rows = []
-            for state in ("hidden", "cell")[: 1 + (config.cell == "lstm")]:
-                for epoch, norm in zip((0, 10, 12), states[state], strict=True):
-                    norms = [share if norm is None else norm] * 27 + [float(state == "hidden")]
-                    rows.append(gradient_row(norms, epoch, state))
-            invent_table(path, "gradients", rows)
+            first = {0: 1e-3, 10: share, 12: 0.9}  # the first step's norm by epoch
+            invent_table(path, "gradients", [gradient_row([norm, 1.0], epoch) for epoch, norm in first.items()])
     panels, vanished = visualize.compare_gradients(groups_in(tmp_path)).axes, (1e-8 * visualize.GRADIENT_FLOOR) ** 0.5
     assert [axes.get_title() for axes in panels] == ["LSTM", "RNN"]
     first = [{line.get_linestyle(): line.get_ydata()[0] for line in axes.lines} for axes in panels]
-    assert first == [pytest.approx({":": 1e-1, "-": vanished}), pytest.approx({":": 1e-3, "-": 1e-4})]
+    assert first == [pytest.approx({":": 1e-3, "-": vanished}), pytest.approx({":": 1e-3, "-": 1e-4})]
 
 
 def invent_blank_rows(folder, config, grown, norms):
@@ -377,11 +372,11 @@ def test_memory_draws_a_panel_a_network_and_a_line_a_start_at_the_best_rate(tmp_
     [
         (
             {"lr": 1e-2},
-            ", pairs: +2.00 points (interval +1.00 to +3.00), so in 5 of 5 seeds, p 0.0312. The first is ahead: holds.",
+            ", pairs: +2.00 points (interval +1.00 to +3.00), so in 5 of 5 seeds, p 0.0312. The first is ahead: holds",
         ),
         (
             {"cell": "gru"},
-            ": +2.00 points (interval +0.50 to +3.50), so in 5 of 5 seeds, p 0.0357. The first is ahead: holds.",
+            ": +2.00 points (interval +0.50 to +3.50), so in 5 of 5 seeds, p 0.0357. The first is ahead: holds",
         ),
     ],
 )
@@ -396,10 +391,12 @@ def test_of_two_settings_the_difference_its_interval_and_its_p_are_told(call, tm
     assert (folder / "results.md").read_text().endswith(f"\n\n{line}\n")
 
 
-def test_two_settings_without_a_seed_in_common_are_no_pairs(tmp_path):
+def test_runs_of_two_settings_are_pairs_where_they_have_a_seed_in_common(tmp_path):
     invent_run(tmp_path, rnn_config(lr=1e-3, seed=0), 80)
     invent_run(tmp_path, rnn_config(lr=1e-2, seed=1), 81)
     assert "pairs" not in visualize.which_is_ahead(groups_in(tmp_path))
+    invent_run(tmp_path, rnn_config(lr=1e-3, seed=1), 80)
+    assert "pairs" in visualize.which_is_ahead(groups_in(tmp_path))
 
 
 # What is written, and where
@@ -468,7 +465,7 @@ def test_what_was_not_measured_is_measured_kept_and_made_anew_of_newer_weights(u
         return visualize.measured(visualize.SavedRun(untold_run), "gradients")
 
     table, rows = untold_run / "figures" / "gradients.csv", measure()
-    assert {(row["epoch"], row["state"]) for row in rows} == {("0", "hidden"), ("1", "hidden")}
+    assert [row["epoch"] for row in rows] == ["0", "1"]
     assert utils.read_table(table) == rows
     invent_table(untold_run, "gradients", rows[:1])
     assert measure() == rows[:1], "the table is enough"

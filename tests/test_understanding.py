@@ -297,47 +297,40 @@ def test_a_gabor_function_is_found_again():
 
 
 def norms_by_cells(model, images, labels):
-    """Return the gradient norms from torch's single cells, a zero added to the top layer's state after each step."""
+    """Return the gradient norms from torch's single cells, zeros added to what the next step reads of both layers."""
     kind = {nn.RNN: nn.RNNCell, nn.GRU: nn.GRUCell, nn.LSTM: nn.LSTMCell}[type(model.recurrent)]
     size, parts, cells = model.recurrent.hidden_size, 1 + (kind is nn.LSTMCell), []
     for layer, inputs in (("_l0", 28), ("_l1", size)):
         weights = {name.removesuffix(layer): each for name, each in model.recurrent.state_dict().items()}
         cells.append(kind(inputs, size))
         cells[-1].load_state_dict({name: each for name, each in weights.items() if "_l" not in name})
-    states, added = [[torch.zeros(len(images), size)] * parts for _ in cells], []
+    states, added = torch.zeros(2, parts, len(images), size), []
     for row in model.rows(images).unbind(1):
-        added.append([torch.zeros(len(images), size, requires_grad=True) for _ in range(parts)])
-        for layer, cell in enumerate(cells):
-            state = cell(row, states[layer] if parts == 2 else states[layer][0])
-            states[layer] = list(state) if parts == 2 else [state]
-            row = states[layer][0]
-        states[1] = [part + zero for part, zero in zip(states[1], added[-1], strict=True)]
+        after = []
+        for cell, state in zip(cells, states, strict=True):
+            after.append(torch.stack(cell(row, tuple(state))) if parts == 2 else cell(row, state[0])[None])
+            row = after[-1][0]
+        added.append(torch.zeros(2, parts, len(images), size, requires_grad=True))
+        states = torch.stack(after) + added[-1]
     loss = F.cross_entropy(model.fc(states[1][0]), labels, reduction="sum")
-    zeros = [zero for step in added for zero in step]
-    gradients = torch.autograd.grad(loss, zeros, materialize_grads=True)
-    return torch.stack([gradient.norm(dim=1).mean() for gradient in gradients]).view(-1, parts).T
+    return torch.stack(
+        [torch.linalg.vector_norm(each, dim=(0, 1, 3)).mean() for each in torch.autograd.grad(loss, added)]
+    )
 
 
 @CELLS
 def test_gradient_norms_are_those_of_single_cells(cell):
-    """At every step, blank rows too, of both states of an LSTM, the mean over images."""
+    """At every step, blank rows too, of both layers and of both states of an LSTM, the mean over images."""
     model, images, labels = row_reader(cell, 5, rows_before=2, rows_after=3), random_images(3, 28), torch.arange(3)
-    found = visualize.gradient_norms(model, images, labels)
-    assert list(found) == ["hidden", "cell"][: 1 + (cell == "lstm")]
-    expected = norms_by_cells(model, images, labels)
-    assert expected.shape[1] == 33
-    torch.testing.assert_close(torch.stack([*found.values()]), expected, rtol=1e-4, atol=0)
+    found, expected = visualize.gradient_norms(model, images, labels), norms_by_cells(model, images, labels)
+    assert len(found) == 33
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
-def test_the_share_that_reaches_the_first_row_is_that_of_the_stronger_state():
-    norms = {("0", "hidden"): [1e-8, 1.0, 2.0], ("0", "cell"): [1e-4, 1.0, 1e-20], ("2", "hidden"): [0.5, 1.0, 2.0]}
-    lines = visualize.gradient_lines((*of, *map(str, values)) for of, values in norms.items())
-    step_by_step = visualize.gradient_lines((*of, value) for of, values in norms.items() for value in values)
-    np.testing.assert_equal(step_by_step, lines)
-    norms[("0", "cell")][2] = 1e-16  # the least that counts
-    assert [[*lines[int(epoch)][state]] for epoch, state in norms] == [*norms.values()]
-    assert [[*line["stronger"]] for line in lines.values()] == [[1e-4, 1.0, 2.0], [0.5, 1.0, 2.0]]
-    assert [visualize.reach(line) for line in lines.values()] == [0.5e-4, 0.25]
+def test_the_share_that_reaches_the_first_row_is_of_what_reaches_the_last_one():
+    lines = visualize.gradient_lines([("0", "1e-4", "1e-20", "2"), ("2", "0.5", "1", "2")])
+    assert {epoch: [*norms] for epoch, norms in lines.items()} == {0: [1e-4, 1e-16, 2], 2: [0.5, 1, 2]}
+    assert [visualize.reach(norms) for norms in lines.values()] == [0.5e-4, 0.25]
 
 
 @CELLS

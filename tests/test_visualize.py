@@ -114,7 +114,7 @@ def texts(parts):
 def test_every_fitting_figure_is_drawn_and_saved(request, kind, title, names):
     drawn = request.getfixturevalue(kind)
     pictures = {f"{name}.png".replace("deconv", "deconv_conv2") for name in names}
-    tables = {"cnn": {"layers.csv", "gabor.csv"}, "rnn": {"gradients.csv"}}[kind]
+    tables = {"cnn": {"layers.csv", "gabor.csv"}, "rnn": {"gradients.csv", "reading.csv"}}[kind]
     assert {path.name for path in drawn.folder.iterdir()} == drawn.made.keys() == pictures | tables
     for name in pictures:
         picture = imread(drawn.folder / name)
@@ -242,24 +242,17 @@ def test_gabor_draws_the_best_fits_and_lists_all_with_how_far_the_kernels_moved(
         assert line.get_label() == f"{name}: median {np.median(each.r2):.2f}"
 
 
-def test_gradients_list_and_draw_the_norms_of_both_states_after_every_epoch(rnn):
-    """The cell state without its last step: nothing reads it."""
-    run, (*panels, share) = rnn.run, rnn.made["gradients.png"].axes
+def test_gradients_list_and_draw_the_norms_after_every_epoch(rnn):
+    run, (axes,) = rnn.run, rnn.made["gradients.png"].axes
     models = run.untrained_model(), run.snapshot(1), run.model
-    norms = [visualize.gradient_norms(model, *run.data.test) for model in models]
+    norms = [visualize.gradient_norms(model, *run.data.test).tolist() for model in models]
     expected = [
-        {"epoch": f"{epoch}", "state": state, **{f"{step}": f"{norm:.7g}" for step, norm in enumerate(values, start=1)}}
-        for epoch, states in enumerate(norms)
-        for state, values in states.items()
+        {"epoch": f"{epoch}", **{f"{step}": f"{norm:.7g}" for step, norm in enumerate(values, start=1)}}
+        for epoch, values in enumerate(norms)
     ]
     assert utils.read_table(rnn.folder / "gradients.csv") == expected
-    for axes, (state, steps) in zip(panels, {"hidden": 28, "cell": 27}.items(), strict=True):
-        found = [(line.get_label(), line.get_ydata().tolist()) for line in axes.lines]
-        ends = ("untrained", norms[0][state][:steps].tolist()), ("after epoch 2", norms[2][state][:steps].tolist())
-        assert (axes.get_title(), found) == (f"{state} state", [*ends])
-    stronger = [torch.stack([*states.values()]).amax(0) for states in norms]
-    assert [*share.lines[0].get_xdata()] == [0, 1, 2]
-    assert [*share.lines[0].get_ydata()] == pytest.approx([(line[0] / line[-1]).item() for line in stronger])
+    assert [line.get_ydata().tolist() for line in axes.lines] == norms
+    assert texts(axes.get_legend().get_texts()) == ["untrained", "after epoch 2"]
 
 
 def test_reading_draws_the_answers_and_what_the_state_knows_row_by_row(rnn):
@@ -270,6 +263,8 @@ def test_reading_draws_the_answers_and_what_the_state_knows_row_by_row(rnn):
     assert [*answered.get_ydata()] == pytest.approx((100 * right).tolist())
     expected = visualize.readable_by_row(run.model, *small(run.data, 200, 200)[3:], 10)
     assert [*known.get_ydata()] == pytest.approx(expected)
+    table = [[float(cell) for cell in row.values()] for row in utils.read_table(rnn.folder / "reading.csv")]
+    np.testing.assert_allclose(table, list(zip(range(1, 29), expected, 100 * right, strict=True)))
     of_class = (labels == 0).nonzero()[:, 0]
     number = next((each for each in of_class if probabilities[each, -1].argmax() == 0), of_class[0])
     picture, heat = panels[0], panels[5]
@@ -328,6 +323,7 @@ def test_figures_are_of_the_checkpoint_after_a_kill_before_it(rnn, copied, tmp_p
     made = draw(folder, rnn.run.data, tmp_path / "figures").made
     rows = rnn.made["gradients.csv"].splitlines()
     assert made.pop("gradients.csv").splitlines() == [row for row in rows if row[0] != "2"]
+    assert made.pop("reading.csv")
     shown = texts(text for figure in made.values() for text in figure.findobj(Text))
     assert "after epoch 1" in shown
 
