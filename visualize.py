@@ -1149,6 +1149,7 @@ def scale_of(axes, groups, label):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.grid(alpha=0.3, which="both")
     return np.asarray if is_loss or not are_high else lambda accuracies: np.maximum(100 - np.asarray(accuracies), 1e-3)
 
 
@@ -1169,7 +1170,6 @@ def draw_epochs(axes, groups, everything, column="test_accuracy"):
             axes.plot(REPORT_EPOCHS, drawn_as(group.reported), "x", color=colour, markersize=7, markeredgewidth=2)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3, which="both")
 
 
 def draw_panels(panels, draw, about, columns=3, handles=(), sharey=False):
@@ -1260,7 +1260,8 @@ for name in {one.name: None for config_class in CONFIGS.values() for one in conf
 @cache
 def gradients_of(run):
     """Return the gradient_lines of a run, by epoch, empty where they were not measured."""
-    return gradient_lines(row.values() for row in measured(run, "gradients") if "state" not in row)  # as of old
+    rows = measured(run, "gradients")
+    return gradient_lines(row.values() for row in rows if "state" not in row)  # which older versions wrote
 
 
 ALWAYS_ONE = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
