@@ -79,8 +79,8 @@ class RowReader(nn.Module):
         """Let a step keep sigmoid(bias) of its state at the start, in both layers.
 
         By the bias of the LSTM's forget gate (Gers et al., 2000; Jozefowicz et al., 2015) and of the GRU's update gate,
-        which in torch keeps (Tallec & Ollivier, 2018, arXiv:1804.11188); of the plain RNN by recurrent weights that are
-        sigmoid(bias) times the identity, and biases of 0 (Le et al., 2015, arXiv:1504.00941).
+        which in torch keeps (Tallec & Ollivier, 2018, arXiv:1804.11188); of the plain RNN, before tanh, by recurrent
+        weights that are sigmoid(bias) times the identity, and biases of 0 (Le et al., 2015, arXiv:1504.00941).
         """
         size, recurrent = self.recurrent.hidden_size, self.recurrent
         for layer in range(recurrent.num_layers):
