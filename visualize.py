@@ -1284,8 +1284,8 @@ def starts_of(runs):
     biases = sorted({run.config.keep_bias for run in runs}, key=lambda bias: (bias is not None, bias))
     lines = {}
     for bias, shade in zip(biases, shades(len(biases)), strict=True):
-        keeps = "" if bias is None else f"B = {number_text(bias)}: sigmoid(B) = {100 / (1 + math.exp(-bias)):.3g} %"
-        lines[bias] = Line2D([], [], color=shade if keeps else OTHER, label=keeps or "torch's start")
+        words = "" if bias is None else f"B = {number_text(bias)}: sigmoid(B) = {100 / (1 + math.exp(-bias)):.3g} %"
+        lines[bias] = Line2D([], [], color=shade if words else OTHER, label=words or "torch's start")
     return lines
 
 
@@ -1336,10 +1336,9 @@ def compare_memory(groups):
         axes.set(xlabel="blank rows after the digit", ylabel="test accuracy in %", ylim=(0, 102))
 
     hollow = Line2D([], [], color="black", marker="o", ls="none", mfc="none", label="blank rows before the digit")
-    about = f"A digit that blank rows follow, after epoch {groups[0].epoch} at the best rate tried: {common}"
-    return draw_panels(
-        panels, draw, f"{about}\na dot a seed, a line their mean", handles=[*starts.values(), hollow], sharey=True
-    )
+    about = f"A digit that blank rows follow, after epoch {groups[0].epoch} at the best rate tried: {common}\n"
+    about += "a dot a seed, a line their mean"
+    return draw_panels(panels, draw, about, handles=[*starts.values(), hollow], sharey=True)
 
 
 @comparison("opening")
@@ -1378,7 +1377,10 @@ def compare_opening(groups):
 
 @comparison("gradients")
 def compare_gradients(groups):
-    """Draw how far back the loss reaches before training and after it, of networks that differ in their cells alone."""
+    """Draw how far back the loss reaches before training and after it, a panel a network.
+
+    Where networks differ in nothing but their cells, these are drawn, else the first setting of each.
+    """
     with_tables = [
         Group(found, group.epoch)
         for group in usual(groups)
@@ -1770,14 +1772,12 @@ def our_claims(groups):
     rows = [
         counted("GRUs and LSTMs that stay at chance: it is less after training than before", shut),
         counted("plain RNNs as torch starts them, in the last epoch at chance: it is more than before training", crept),
-        counted(
-            f"GRUs and LSTMs, in the epoch in which they leave chance: it is {OPEN} (chosen here) or more", leapt[0]
-        ),
+        counted(f"GRUs and LSTMs, in the epoch in which they leave chance: it is {OPEN} or more", leapt[0]),
         counted("plain RNNs, likewise", leapt[1]),
     ]
     sentence = (
         "At chance gates shut further and plain RNNs creep; where chance is left, it leaps (the loss gradient at the "
-        "digit, in ten epochs at 1e-3 of all runs with blank rows; asked after seeing the runs)."
+        f"digit, in ten epochs at 1e-3 of all runs with blank rows; asked after seeing the runs, which gave {OPEN})."
     )
     yield "14", sentence, rows
 
@@ -1849,7 +1849,8 @@ def our_claims(groups):
     rows = [beats(at_digit(*plain, 0), at_digit("gru", 1.0, 1e-3, 0), form="{:.2f}")]
     rows.append(beats(rnn("gru", keep_bias=1.0, rows_after=56), rnn("rnn", keep_bias=10.0, lr=1e-4, rows_after=56)))
     sentence = (
-        "More gradient at the digit is not enough: plain RNNs (B = 10) start with more than GRUs (B = 1) and end below."
+        "More gradient at the digit is not enough: with 56 rows plain RNNs (B = 10) start with more than GRUs (B = 1) "
+        "and end below (asked after seeing the runs)."
     )
     yield "19", sentence, rows
 
