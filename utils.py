@@ -629,7 +629,7 @@ def hyperparameters(config, conditions, **others):
     """Return TensorBoard's HParams record for a run itself; others: values beside its own, or None for none."""
     from torch.utils.tensorboard.summary import hparams
 
-    lasting = ("data_source", "device", "precision", "threads", "parameters")
+    lasting = ("data_source", "device", "precision", "threads")
     values = asdict(config) | {name: getattr(conditions, name) for name in lasting} | others
     return hparams({name: value for name, value in values.items() if value is not None}, {})[1]
 

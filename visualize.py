@@ -1301,7 +1301,7 @@ def compare_memory(groups):
 
     def titled(label, lines):
         last = max(sum(lines.values(), []), key=lambda group: (group.config.rows_after, np.mean(group.accuracies)))
-        return f"{label}\nup to {np.mean(last.accuracies):.1f} % through {last.config.rows_after} rows"
+        return f"{label}\nbest start through {last.config.rows_after} rows: {np.mean(last.accuracies):.1f} %"
 
     best, panels = {}, {}
     for group in (group for group in groups if is_recurrent(group[0])):
