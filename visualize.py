@@ -1318,15 +1318,15 @@ def compare_memory(groups):
     starts = starts_of([group[0] for group in chosen.values()])
 
     def draw(axes, lines):
+        axes.grid(axis="x", linewidth=20, color="0.93", alpha=1)  # bands: dots beside each other belong to one tick
         for number, (bias, line) in enumerate(lines.items()):
             colour, shift = starts[bias].get_color(), 1.5 * (number - (len(lines) - 1) / 2)
             after = [group for group in line if not group.config.rows_before]
             means = [(group.config.rows_after + shift, np.mean(group.accuracies)) for group in after]
             axes.plot(*zip(*means, strict=True), color=colour)
             for group in line:
-                fill = "none" if group.config.rows_before else colour
+                size, fill = (7, "none") if group.config.rows_before else (4, colour)
                 places = [group.config.rows_before + group.config.rows_after + shift] * len(group)
-                size = 7 if group.config.rows_before else 4
                 axes.plot(places, group.accuracies, "o", color=colour, markersize=size, markerfacecolor=fill, alpha=0.7)
         if group.config.dataset == "mnist" and not group[0].source:
             axes.axhline(ALWAYS_ONE, color="black", linewidth=0.8, linestyle=":")
