@@ -427,8 +427,7 @@ def layers(run):
     axes.axhline(run.history[-1]["test_accuracy"], color=OTHER, linestyle="--", label="the network's own answer")
     for (state, line), colour, away in zip(found.items(), (AFTER, BEFORE), (7, -14), strict=True):
         axes.plot(*zip(*line.items(), strict=True), "o-", color=colour, label=f"{state} network")
-        look = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
-        look["bbox"] = {"color": "white", "pad": 0.5}
+        look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "bbox": {"color": "white", "pad": 0.5}}
         for name, value in line.items():
             axes.annotate(f"{value:.1f}", (name, value), (0, away), **look)
     axes.set(xlabel="what the linear classifier is given", ylabel="accuracy in %", ylim=(0, 100))
@@ -1144,7 +1143,7 @@ def scale_of(axes, groups, label):
     Losses on a log axis; accuracies in percent or, where the means of all groups are high, errors on a log axis.
     """
     is_loss, are_high = "loss" in label, min(np.mean(group.accuracies) for group in groups) > 90
-    axes.set_ylabel(label if is_loss else label.replace("accuracy", "error in %" if are_high else "accuracy in %"))
+    axes.set_ylabel(label.replace("accuracy", "error in % (log)" if are_high else "accuracy in %"))
     if is_loss or are_high:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -1241,7 +1240,8 @@ def draw_seeds(axes, groups, everything, name):
     values = [(one, value) for group in groups for one, value in group.config.settings() if one.name == name]
     ticks = [textwrap.fill(one.unset, 10) if value is None else number_text(value) for one, value in values]
     axes.set_xticks(range(len(groups)), ticks)
-    axes.set_xlabel("--" + name.replace("_", "-"))
+    highest, tick = max(zip((np.mean(group.accuracies) for group in groups), ticks, strict=True))
+    axes.set_xlabel(f"--{name.replace('_', '-')}\nhighest mean: {' '.join(tick.split())}, {highest:.1f} %")
     axes.margins(x=0.2)
     axes.grid(visible=False, axis="x")
 

@@ -270,6 +270,7 @@ def test_pictures_of_a_setting_show_each_seed_their_mean_and_the_reported_figure
     gru, rnn = visualize.COMPARISONS["hidden_size"](groups_in(tmp_path)).axes
     assert [axes.get_title() for axes in (gru, rnn)] == [f"{cell}, Adam, learning rate 1e-3" for cell in ("GRU", "RNN")]
     assert [text.get_text() for text in rnn.get_xticklabels()] == ["5", "10", "20", "30"]
+    assert rnn.get_xlabel() == "--hidden-size\nhighest mean: 30, 91.0 %"
     means = [segment[0, 1] for each in rnn.collections for segment in each.get_segments()]
     assert means == pytest.approx([65.5, 70.5, 80.5, 91])
     dots = [line for line in rnn.lines if line.get_marker() == "."]
@@ -280,7 +281,7 @@ def test_pictures_of_a_setting_show_each_seed_their_mean_and_the_reported_figure
     assert (gru.get_ylabel(), gru.get_ylim()) == ("test accuracy in %", rnn.get_ylim())
     high = [group for group in groups_in(tmp_path) if group.config.cell == "gru"]
     (gru,) = visualize.COMPARISONS["hidden_size"](high).axes
-    assert gru.get_ylabel() == "test error in %", "where all of the picture crowd at the top"
+    assert gru.get_ylabel() == "test error in % (log)", "where all of the picture crowd at the top"
     marks = [(line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in gru.lines]
     assert marks == [(".", 0, 2), ("x", 0, pytest.approx(2.4)), (".", 1, 1)], "a single seed's dot stands on its tick"
     assert visualize.COMPARISONS["optimizer"](groups_in(tmp_path)) is None, "nothing varies it"
