@@ -219,7 +219,7 @@ def test_each_network_has_a_colour_in_all_figures_also_one_that_had_none(tmp_pat
     monkeypatch.setattr(rnn_mnist.Config, "network", property(lambda self: {"rnn": "RNN"}.get(self.cell, "MUT1 cell")))
     for cell, size in (("lstm", 30), ("rnn", 30), ("rnn", 5)):
         invent_run(tmp_path, rnn_config(cell, size), 90)
-    mut, small, rnn = groups_in(tmp_path)
+    small, rnn, mut = groups_in(tmp_path)
     colour = visualize.colour_of(mut)
     assert colour not in {"#E69F00", "#0072B2", "#009E73", "#CC79A7"}
 
@@ -267,8 +267,8 @@ def test_pictures_of_a_setting_show_each_seed_their_mean_and_the_reported_figure
     invent_seeds(tmp_path, rnn_config("gru", 20), [98])
     invent_seeds(tmp_path, rnn_config("gru", 40), [99])
     invent_seeds(tmp_path, rnn_config("rnn", 30, lr=1e-2), [20])  # differs in more than the size from all but one
-    gru, rnn = visualize.COMPARISONS["hidden_size"](groups_in(tmp_path)).axes
-    assert [axes.get_title() for axes in (gru, rnn)] == [f"{cell}, Adam, learning rate 1e-3" for cell in ("GRU", "RNN")]
+    rnn, gru = visualize.COMPARISONS["hidden_size"](groups_in(tmp_path)).axes  # in the order of --cell's choices
+    assert [axes.get_title() for axes in (rnn, gru)] == [f"{cell}, Adam, learning rate 1e-3" for cell in ("RNN", "GRU")]
     assert [text.get_text() for text in rnn.get_xticklabels()] == ["5", "10", "20", "30"]
     assert rnn.get_xlabel() == "--hidden-size\nhighest mean: 30, 91.0 %"
     means = [segment[0, 1] for each in rnn.collections for segment in each.get_segments()]
@@ -278,7 +278,7 @@ def test_pictures_of_a_setting_show_each_seed_their_mean_and_the_reported_figure
     assert [np.mean(line.get_xdata()) for line in dots] == pytest.approx([0, 1, 2, 3])
     crosses = [(*line.get_xdata(), *line.get_ydata()) for line in rnn.lines if line.get_marker() == "x"]
     assert crosses == [(0, 47.73), (1, 74.55), (2, 90.75), (3, 94.17)]
-    assert (gru.get_ylabel(), gru.get_ylim()) == ("test accuracy in %", rnn.get_ylim())
+    assert (rnn.get_ylabel(), rnn.get_ylim()) == ("test accuracy in %", gru.get_ylim())
     high = [group for group in groups_in(tmp_path) if group.config.cell == "gru"]
     (gru,) = visualize.COMPARISONS["hidden_size"](high).axes
     assert gru.get_ylabel() == "test error in % (log)", "where all of the picture crowd at the top"
@@ -311,9 +311,9 @@ def test_gradients_are_drawn_after_the_epoch_of_the_comparison_for_cells_that_di
             first = {0: 1e-3, 10: share, 12: 0.9}  # the first step's norm by epoch
             invent_table(path, "gradients", [gradient_row([norm, 1.0], epoch) for epoch, norm in first.items()])
     panels, vanished = visualize.compare_gradients(groups_in(tmp_path)).axes, (1e-8 * visualize.GRADIENT_FLOOR) ** 0.5
-    assert [axes.get_title() for axes in panels] == ["LSTM", "RNN"]
+    assert [axes.get_title() for axes in panels] == ["RNN", "LSTM"]
     first = [{line.get_linestyle(): line.get_ydata()[0] for line in axes.lines} for axes in panels]
-    assert first == [pytest.approx({":": 1e-3, "-": vanished}), pytest.approx({":": 1e-3, "-": 1e-4})]
+    assert first == [pytest.approx({":": 1e-3, "-": 1e-4}), pytest.approx({":": 1e-3, "-": vanished})]
 
 
 def invent_blank_rows(folder, config, grown, norms):
@@ -337,15 +337,16 @@ def test_opening_draws_the_gradient_at_the_digit_by_epoch_a_line_a_run(tmp_path)
     invent_run(tmp_path, rnn_config("lstm", rows_after=3), 50)  # whose gradients were not measured
     drawn = visualize.compare_opening(groups_in(tmp_path))
     panels = {axes.get_title(): axes.lines for axes in drawn.axes if axes.axison}
-    assert list(panels) == ["GRU, as torch starts it", "RNN, as torch starts it", "GRU, B = 2"]
+    assert list(panels) == ["RNN, as torch starts it", "GRU, as torch starts it", "GRU, B = 2"]
+    assert "2 of 3 runs leave chance,\n1 at 0.02 or more" in drawn.get_suptitle()
     lines = {title: (line, [*map(float, line.get_ydata())]) for title, (line,) in panels.items()}
     shown = dict(zip([text.get_text() for text in drawn.legends[0].texts], drawn.legends[0].get_lines(), strict=True))
-    stays, leaves, held = (lines[title] for title in panels)
+    leaves, stays, held = (lines[title] for title in panels)
     assert [line.get_linestyle() for line, _ in (stays, leaves, held)] == [":", "-", "-"]
     assert stays[1] == [1e-3, *[visualize.GRADIENT_FLOOR] * 10]
     assert held[1] == [1e-2, *[0.5] * 10]
     dots = [[epoch for epoch, is_dot in enumerate(line.get_markevery()) if is_dot] for line, _ in lines.values()]
-    assert dots == [[], [12], [1]]
+    assert dots == [[12], [], [1]]
     for (line, _), rate in ((leaves, "1e-4"), (held, "1e-3")):
         assert tuple(line.get_color()) == tuple(shown[f"learning rate {rate}"].get_color())
 
