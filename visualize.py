@@ -1242,7 +1242,7 @@ def draw_seeds(axes, groups, everything, name):
     axes.set_xticks(range(len(groups)), ticks)
     highest, tick = max(zip((np.mean(group.accuracies) for group in groups), ticks, strict=True))
     axes.set_xlabel(f"--{name.replace('_', '-')}\nhighest mean: {' '.join(tick.split())}, {highest:.1f} %")
-    axes.margins(x=0.2)
+    axes.margins(x=0.08)
     axes.grid(visible=False, axis="x")
 
 
