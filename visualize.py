@@ -1776,8 +1776,8 @@ def our_claims(groups):
         counted("plain RNNs, likewise", leapt[1]),
     ]
     sentence = (
-        "At chance the loss gradient at the digit falls in gated networks, grows in plain RNNs; where chance is left, "
-        f"it leaps (in ten epochs at 1e-3 of all runs with blank rows; asked after seeing the runs, which gave {OPEN})."
+        "At chance the loss gradient at the digit falls in gated networks, grows in plain RNNs of torch's start; where "
+        f"chance is left, it leaps (ten epochs at 1e-3, blank rows; asked after seeing the runs, which gave {OPEN})."
     )
     yield "14", sentence, rows
 
