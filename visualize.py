@@ -1173,8 +1173,8 @@ def draw_epochs(axes, groups, everything, column="test_accuracy"):
 
 def draw_panels(panels, draw, about, columns=3, handles=(), sharey=False):
     """Return a Figure with a panel for each (title, content), drawn by draw(axes, content), and a legend of handles."""
+    columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    columns = math.ceil(len(panels) / rows)
     drawn = Figure(figsize=(WIDTH, 2.8 * rows + 0.5 + 0.08 * len(handles)))
     places = drawn.subplots(rows, columns, sharey=sharey, squeeze=False).flat
     for (title, content), axes in zip(panels, places, strict=False):
@@ -1194,9 +1194,10 @@ def draw_panels(panels, draw, about, columns=3, handles=(), sharey=False):
 def draw_families(families, columns, draw, about, sharey=False):
     """Return draw_panels of families of groups, drawn by draw(axes, family, all groups); None for no family."""
     everything, panels = list(itertools.chain(*families)), []
+    columns = math.ceil(len(families) / max(1, math.ceil(len(families) / columns)))  # of rows as long as each other
     for family in families:
         whole = labels_of(family)[1].replace(" ", "_").replace(",_", ", ")  # lines end at commas
-        panels.append((textwrap.fill(whole, 90 // min(columns, len(families))).replace("_", " "), family))
+        panels.append((textwrap.fill(whole, 90 // columns).replace("_", " "), family))
     draw = partial(draw, everything=everything)
     return draw_panels(panels, draw, about, columns, sharey=sharey) if panels else None
 
@@ -1399,8 +1400,7 @@ def compare_gradients(groups):
 
     styles = ((":", "before training"), ("-", f"after epoch {groups[0].epoch}"))
     handles = [Line2D([], [], color="black", linestyle=style, label=label) for style, label in styles]
-    about = "How far back the loss reaches into the state: geometric mean over seeds"
-    about = f"{about}\n{labels_of([*chosen.values()])[1]}"
+    about = f"How far back the loss reaches into the state: geometric mean of seeds\n{labels_of([*chosen.values()])[1]}"
     return draw_panels([*reversed(chosen.items())], draw, about, handles=handles, sharey=True)
 
 
