@@ -217,8 +217,8 @@ def curves(run):
 @figure()
 def confusion(run):
     """Draw the confusion matrix of the test images, the errors shaded, with the accuracy of each class."""
-    classes, labels = run.data.classes, run.data.test.labels
-    pairs = labels * len(classes) + run.probabilities.argmax(1)
+    answers, labels, classes = run.probabilities.argmax(1), run.data.test.labels, run.data.classes
+    pairs = labels * len(classes) + answers
     counts = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1).numpy()
     errors = np.ma.masked_array(counts, np.eye(len(classes), dtype=bool))
     drawn = Figure(figsize=(WIDTH, 6.4))
