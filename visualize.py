@@ -385,9 +385,9 @@ def activations(run):
         row[1].vlines(ranks, means, tops, color=AFTER, linewidth=1, label="+ std")
         row[1].set(title=f"{layer}: by feature map", xlabel="feature maps, ranked by mean", ylabel="activation")
         row[2].bar(ranks, values["zeros"][order], color="0.6")
-        row[2].axhline(values["zeros"].mean(), color=AFTER, linewidth=1, label=f"all: {values['zeros'].mean():.1f} %")
+        row[2].axhline(values["zeros"].mean(), color=AFTER, linewidth=1)
         row[2].set(title=f"{layer}: zeros", xlabel="feature maps, ranked by mean", ylabel="zeros in %", ylim=(0, 100))
-        for axes in row:
+        for axes in row[:2]:
             axes.legend(fontsize=7)
     zeros = " and ".join(f"{values['zeros'].mean():.0f} % of {layer}'s" for layer, values in statistics.items())
     drawn.suptitle(f"{zeros} activations after ReLU are zero ({len(run.data.test.images):,} test images)\n{run.title}")
@@ -788,7 +788,7 @@ def occlusion(run, size=8, count=2):
     """Draw, as in Fig. 7, what hiding each part of an image does, of the images that it changes most."""
     chosen, layer = most_vulnerable(run, size, count).tolist(), convolutions(run.model)[-1]
     classes, colours = run.data.classes, matplotlib.colormaps["tab10"]
-    drawn = Figure(figsize=(WIDTH, 2.2 * len(chosen) + 0.6))
+    drawn, changed = Figure(figsize=(WIDTH, 2.2 * len(chosen) + 0.6)), []
     for row, number in zip(drawn.subplots(len(chosen), 5, squeeze=False), chosen, strict=True):
         image, label = run.data.test.images[number][None], int(run.data.test.labels[number])
         probability, predicted, activity, feature_map = occlude(run.model, image, label, size)
@@ -796,8 +796,8 @@ def occlusion(run, size=8, count=2):
         limit = reconstruction.abs().max().item() or 1
         row[0].imshow(occluded(image, size)[image.numel() // 2 + image.shape[2] // 2], cmap="gray", vmin=0, vmax=255)
         row[1].imshow(reconstruction, cmap="gray", vmin=-limit, vmax=limit)
-        maps = [row[2].imshow(activity, cmap="viridis")]
-        maps.append(row[3].imshow(probability, cmap="viridis", vmin=0, vmax=1))
+        changed.append(f"{100 * (predicted != label).float().mean():.0f} % ({classes[label]})")
+        maps = row[2].imshow(activity), row[3].imshow(probability, vmin=0, vmax=1)
         for axes, picture in zip(row[2:4], maps, strict=True):
             drawn.colorbar(picture, ax=axes, orientation="horizontal", fraction=0.06).ax.tick_params(labelsize=6)
         row[4].imshow(predicted, cmap=colours, vmin=-0.5, vmax=9.5)
@@ -810,7 +810,7 @@ def occlusion(run, size=8, count=2):
         for axes, head in zip(row, heads, strict=True):
             axes.set(xticks=[], yticks=[], anchor="N")
             axes.set_title(head if number == chosen[0] else "", fontsize=8)
-    drawn.suptitle(f"What the network answers while a gray {size} x {size} square hides each part in turn\n{run.title}")
+    drawn.suptitle(f"A gray {size} x {size} square changes the answer at {', '.join(changed)} of places\n{run.title}")
     return drawn
 
 
