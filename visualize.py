@@ -598,9 +598,7 @@ def draw_pairs(reconstructions, patches, titles, columns=4):
     drawn = Figure(figsize=(WIDTH, rows / columns * WIDTH * (height + room + 4) / (width + 4) + 0.6))
     axes = drawn.subplots()
     draw_mosaic(axes, blocks, titles, columns, gap=4, room=room, vmin=0, vmax=1)
-    axes.set_title(
-        "left: reconstructions, gray where zero, each map scaled alone; right: patches, tinted outside the image"
-    )
+    axes.set_title("left: reconstructions, zero gray, each map scaled alone; right: patches, tinted outside the image")
     return drawn
 
 
@@ -616,8 +614,10 @@ def deconv(run, count=16):
     images, made = run.data.test.images, {}
     for layer, maps in maps_inside(run, count).items():
         pairs = exciting_patches(run.model, layer, images, run.exciting[layer], maps)
-        drawn = draw_pairs(*pairs, [f"map {number}" for number in maps])
-        drawn.suptitle(f"What excites {len(maps)} feature maps of {layer} most: nine test images each\n{run.title}")
+        drawn, values = draw_pairs(*pairs, [f"map {number}" for number in maps]), pairs[0].nan_to_num().flatten(2)
+        alike = F.cosine_similarity(values[:, 1:], values[:, :1], dim=2).mean()
+        about = f"What excites {len(maps)} maps of {layer} most (reconstructions within a map: cosine {alike:.2f})"
+        drawn.suptitle(f"{about}\n{run.title}")
         made[f"deconv_{layer}.png"] = drawn
     return made
 
