@@ -287,7 +287,7 @@ def ridge_classifiers(features, labels, classes, strengths):
         penalty = strength * deviation + 1e-6  # features that are the same for all images have no deviation
         factor = torch.linalg.cholesky(products + penalty * torch.eye(len(products)))
         solved = torch.cholesky_solve(responses, factor)
-        weights = centred.T @ solved if is_wide else solved
+        weights = (solved.T @ centred).T if is_wide else solved
         found.append((weights, targets.mean(0) - centre @ weights))
     return found
 
@@ -622,15 +622,14 @@ def deconv(run, count=16):
     return made
 
 
-def evolving_patches(models, images, maps):
-    """Return each model's strongest reconstruction of some feature maps: the best image is sought anew for each model.
+def evolving_patches(models, strongest, images, maps):
+    """Return each model's strongest reconstruction of some feature maps, of the image that excites it most.
 
-    images: (N, H, W); maps: int64 (M,) by layer. Returns by layer the reconstructions, float32 (M, models, size, size)
-    cut to the receptive field, and the strengths, float32 (M, models).
+    strongest: most_exciting of each model; images: (N, H, W); maps: int64 (M,) by layer. Returns by layer the
+    reconstructions, float32 (M, models, size, size) cut to the receptive field, and the strengths, (M, models).
     """
     found = {layer: [] for layer in maps}
-    for model in models:
-        exciting = most_exciting(model, images, count=1)
+    for model, exciting in zip(models, strongest, strict=True):
         for layer, chosen in maps.items():
             reconstructions, _ = exciting_patches(model, layer, images, exciting[layer], chosen)
             found[layer].append((reconstructions[:, 0], exciting[layer].strengths[0, chosen]))
@@ -643,7 +642,9 @@ def evolution(run, count=8, epochs=(0, 1, 2, 5)):
     images, last = run.data.test.images, len(run.history)
     epochs = [*(epoch for epoch in epochs if epoch < last), last]
     maps = maps_inside(run, count)
-    evolved = evolving_patches([run.snapshot(epoch) for epoch in epochs], images, maps)
+    models = [*map(run.snapshot, epochs[:-1]), run.model]
+    strongest = [*(most_exciting(model, images, count=1) for model in models[:-1]), run.exciting]
+    evolved = evolving_patches(models, strongest, images, maps)
     drawn = Figure(figsize=(WIDTH, 1.15 * len(epochs) * len(maps) + 1))
     panels = drawn.subplots(len(maps), squeeze=False).flat
     for axes, (layer, (pictures, strengths)) in zip(panels, evolved.items(), strict=True):
@@ -1261,8 +1262,7 @@ for name in {one.name: None for config_class in CONFIGS.values() for one in conf
 @cache
 def gradients_of(run):
     """Return the gradient_lines of a run, by epoch, empty where they were not measured."""
-    rows = measured(run, "gradients")
-    return gradient_lines(row.values() for row in rows if "state" not in row)  # which older versions wrote
+    return gradient_lines(row.values() for row in measured(run, "gradients") if "state" not in row)  # older tables
 
 
 ALWAYS_ONE = 11.35  # percent of MNIST's test images show a 1, the most frequent digit

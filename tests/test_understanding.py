@@ -192,9 +192,10 @@ def test_the_maps_that_are_drawn_look_inside_the_image_and_then_are_strong(lenet
     assert visualize.inside_first(lenet5, "conv2", exciting, 32, count).tolist() == maps
 
 
-def test_what_evolves_is_sought_anew_for_each_model(lenet5):
+def test_what_evolves_is_each_models_strongest(lenet5):
     models, images, maps = [lenet5, LeNet5(cnn_cifar10.Config())], random_images(12), torch.tensor([1, 2, 3])
-    pictures, strengths = visualize.evolving_patches(models, images, {"conv2": maps})["conv2"]
+    strongest = [visualize.most_exciting(model, images) for model in models]
+    pictures, strengths = visualize.evolving_patches(models, strongest, images, {"conv2": maps})["conv2"]
     for place, model in enumerate(models):
         activations = visualize.activations_of(model, images)["conv2"][:, maps].amax((2, 3))
         torch.testing.assert_close(strengths[:, place], activations.amax(0))
