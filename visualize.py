@@ -287,7 +287,7 @@ def ridge_classifiers(features, labels, classes, strengths):
         penalty = strength * deviation + 1e-6  # features that are the same for all images have no deviation
         factor = torch.linalg.cholesky(products + penalty * torch.eye(len(products)))
         solved = torch.cholesky_solve(responses, factor)
-        weights = (solved.T @ centred).T if is_wide else solved
+        weights = (solved.T @ centred).T if is_wide else solved  # along the rows: faster than centred.T @ solved
         found.append((weights, targets.mean(0) - centre @ weights))
     return found
 
@@ -613,8 +613,9 @@ def deconv(run, count=16):
     """Draw, as in Fig. 2, what excites feature maps most: reconstructions beside patches of the images."""
     images, made = run.data.test.images, {}
     for layer, maps in maps_inside(run, count).items():
-        pairs = exciting_patches(run.model, layer, images, run.exciting[layer], maps)
-        drawn, values = draw_pairs(*pairs, [f"map {number}" for number in maps]), pairs[0].nan_to_num().flatten(2)
+        reconstructions, patches = exciting_patches(run.model, layer, images, run.exciting[layer], maps)
+        drawn = draw_pairs(reconstructions, patches, [f"map {number}" for number in maps])
+        values = reconstructions.nan_to_num().flatten(2)
         alike = F.cosine_similarity(values[:, 1:], values[:, :1], dim=2).mean()
         about = f"What excites {len(maps)} maps of {layer} most (reconstructions within a map: cosine {alike:.2f})"
         drawn.suptitle(f"{about}\n{run.title}")
@@ -798,9 +799,8 @@ def occlusion(run, size=8, count=2):
         row[0].imshow(occluded(image, size)[image.numel() // 2 + image.shape[2] // 2], cmap="gray", vmin=0, vmax=255)
         row[1].imshow(reconstruction, cmap="gray", vmin=-limit, vmax=limit)
         changed.append(f"{100 * (predicted != label).float().mean():.0f} % ({classes[label]})")
-        maps = row[2].imshow(activity), row[3].imshow(probability, vmin=0, vmax=1)
-        for axes, picture in zip(row[2:4], maps, strict=True):
-            drawn.colorbar(picture, ax=axes, orientation="horizontal", fraction=0.06).ax.tick_params(labelsize=6)
+        for picture in (row[2].imshow(activity), row[3].imshow(probability, vmin=0, vmax=1)):
+            drawn.colorbar(picture, orientation="horizontal", fraction=0.06).ax.tick_params(labelsize=6)
         row[4].imshow(predicted, cmap=colours, vmin=-0.5, vmax=9.5)
         named = predicted.unique().tolist()
         handles = [matplotlib.patches.Patch(color=colours(name), label=classes[name]) for name in named]
