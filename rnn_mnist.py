@@ -6,6 +6,7 @@
     python rnn_mnist.py --report                    all the report's experiments, then a table
     python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    every combination of the values
     python rnn_mnist.py --cell lstm --rows-after 28 --keep-bias 1    hold what was read, with gates that start open
+    python rnn_mnist.py --cell gru --gates constant         gates that see neither the input nor the state
     python rnn_mnist.py --data synthetic            on embedded patterns, where there is neither data nor network
 
 The run's folder, runs/rnn_mnist/..., gets TensorBoard's events, metrics.csv, the checkpoint and the weights after every
@@ -15,13 +16,15 @@ epoch.
 from dataclasses import dataclass
 
 import utils
-from utils import DATASETS, Metrics, Reported, evaluate, main, make_optimizer, setting
+from utils import DATASETS, InputError, Metrics, Reported, evaluate, main, make_optimizer, setting
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+# Where each gate's rows stand in torch's weights, in blocks of hidden_size rows; the block left out is the candidate.
+GATE_BLOCKS = {"rnn": {}, "gru": {"reset": 0, "update": 1}, "lstm": {"input": 0, "forget": 1, "output": 3}}
 READABLE = {name: known.words for name, known in DATASETS.items() if known.std != 1}  # normalised by mean and std
 
 
@@ -49,8 +52,20 @@ class Config(utils.Config):
         unset="as torch starts it",
         help="a step keeps sigmoid(it) of its state at the start",
     )
+    gates: str = setting(
+        "full",
+        choices=("full", "input", "constant"),
+        tag="_gates-",
+        words="{} gates",
+        help="what the gates of a GRU or LSTM see: input and state (full), the input alone, or nothing (constant)",
+    )
 
     script = "rnn_mnist"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gates != "full" and not GATE_BLOCKS[self.cell]:
+            raise InputError(f"--gates {self.gates} needs --cell gru or lstm; a plain RNN has no gates")
 
     @property
     def network(self):
@@ -73,6 +88,9 @@ class RowReader(nn.Module):
         self.blank_rows = config.rows_before, config.rows_after
         if config.keep_bias is not None:
             self.start_keeping(config.cell, config.keep_bias)
+        self.frozen_weights = 0
+        if config.gates != "full":
+            self.restrict_gates(config.cell, config.gates)
 
     @torch.no_grad()
     def start_keeping(self, cell, bias):
@@ -92,6 +110,24 @@ class RowReader(nn.Module):
             else:
                 kept, start = slice(size, 2 * size), bias  # the second gate: of i f g o, and of r z n
             biases[0][kept], biases[1][kept] = start, 0.0
+
+    @torch.no_grad()
+    def restrict_gates(self, cell, gates):
+        """Set the weights through which the gates would see more than they may to zero, and keep them at zero.
+
+        'input' takes the recurrent weights from the gates, 'constant' the input weights, too, so that only their biases
+        are left. Masked gradients keep a zero weight at zero, under Adam and under SGD with momentum.
+        """
+        hidden_size = self.recurrent.hidden_size
+        for layer in range(self.recurrent.num_layers):
+            for part in ("hh",) if gates == "input" else ("ih", "hh"):
+                weight = getattr(self.recurrent, f"weight_{part}_l{layer}")
+                mask = torch.ones_like(weight)
+                for block in GATE_BLOCKS[cell].values():
+                    mask[block * hidden_size : (block + 1) * hidden_size] = 0
+                weight.mul_(mask)
+                weight.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient.device))
+                self.frozen_weights += int((mask == 0).sum())
 
     def rows(self, images):
         """Turn images (N, H, W) of gray values 0 to 255 into normalised sequences (N, steps, W pixels).

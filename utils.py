@@ -551,7 +551,7 @@ class Run:
                 path.unlink(missing_ok=True)  # first what makes the run count as trained
             for name in ("snapshots", "figures"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-        self.conditions.parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
+        self.conditions.parameters = count_trained(parts["model"])
         write_atomically(self.folder / "config.json", json.dumps(self._record(), indent=2).encode() + b"\n")
         # TensorBoard's readers hide what a killed session wrote after the checkpoint.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.epoch and self.epoch + 1)
@@ -610,6 +610,11 @@ class Run:
 
     def _record(self):
         return {"script": self.config.script, "settings": asdict(self.config), "conditions": vars(self.conditions)}
+
+
+def count_trained(model):
+    """Return the number of weights that training changes: all but those that the model keeps at zero."""
+    return sum(parameter.numel() for parameter in model.parameters()) - getattr(model, "frozen_weights", 0)
 
 
 def random_of(device):
