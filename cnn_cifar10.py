@@ -1,23 +1,24 @@
 """Train LeNet-5 on grayscale CIFAR-10, or on MNIST.
 
-    python cnn_cifar10.py                           Adam at 1e-4 on CIFAR-10, the reference report's best setting
-    python cnn_cifar10.py --optimizer sgd           the same with SGD
-    python cnn_cifar10.py --dataset mnist           the network that rnn_mnist.py's are compared with
-    python cnn_cifar10.py --without conv1           the network trained without a layer
-    python cnn_cifar10.py --dataset mnist --pixels permuted    with the pixels of all images in one random order
-    python cnn_cifar10.py --report                  all the report's experiments, then a table
-    python cnn_cifar10.py --lr 1e-3 1e-4 --seed 0 1 2    every combination of the values
-    python cnn_cifar10.py --data synthetic          on embedded patterns, where there is neither data nor network
+    python cnn_cifar10.py                           Adam with a learning rate of 1e-4, as in the reference report
+    python cnn_cifar10.py --lr 1e-3                 a better learning rate
+    python cnn_cifar10.py --optimizer sgd           SGD instead of Adam
+    python cnn_cifar10.py --dataset mnist           MNIST instead of CIFAR-10, to compare with rnn_mnist.py
+    python cnn_cifar10.py --without conv1           train the network without a layer
+    python cnn_cifar10.py --dataset mnist --pixels permuted    put the pixels of all images in one random order
+    python cnn_cifar10.py --report                  train all experiments of the report, then print a table
+    python cnn_cifar10.py --lr 1e-3 1e-4 --seed 0 1 2    train every combination of these values
+    python cnn_cifar10.py --data synthetic          work offline, on a small built-in data set
 
-The run's folder, runs/cnn_cifar10/..., gets TensorBoard's events, metrics.csv, the checkpoint and the convolution
-weights after every epoch.
+The run's folder, runs/cnn_cifar10/NAME, holds TensorBoard's event files, metrics.csv, the checkpoint, and the weights
+of the convolutions after every epoch.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import utils
-from utils import DATASETS, Metrics, Reported, evaluate, main, make_optimizer, setting
+from utils import DATASETS, Metrics, ReportedResult, evaluate, main, make_optimizer, setting
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +27,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Config(utils.Config):
-    """The settings of an experiment; pixels, optimizer, momentum and seed are those of utils.Config."""
+    """The settings of an experiment. pixels, optimizer, momentum and seed are inherited from utils.Config."""
 
-    dataset: str = setting("cifar10", choices=tuple(DATASETS), tag="_", words="", help="what the network classifies")
+    dataset: str = setting("cifar10", choices=tuple(DATASETS), prefix="_", caption="", help="data set")
     without: str = setting(
         "nothing",
         choices=("nothing", "conv1", "conv2", "fc1", "conv1+conv2"),
-        tag="_no-",
-        words="without {}",
-        help="layers that the network is trained without; the poolings stay",
+        prefix="_no-",
+        caption="without {}",
+        help="layers that are left out of the network; the pooling layers stay",
     )
     lr: float = 1e-4
     batch_size: int = 128
@@ -44,29 +45,31 @@ class Config(utils.Config):
 
     @property
     def network(self):
-        return f"LeNet-5 on {DATASETS[self.dataset].words}"
+        return f"LeNet-5 on {DATASETS[self.dataset].label}"
 
 
 class Flatten(nn.Module):
-    """Turn maps (N, C, H, W) into (N, H * W * C): in the order in which they lie in memory, so nothing is copied."""
+    """Flatten feature maps (N, C, H, W) to (N, H * W * C): the order of channels-last memory, so nothing is copied."""
 
     def forward(self, maps):
         return maps.movedim(1, -1).flatten(1)
 
 
 class LeNet5(nn.Module):
-    """Two 5 x 5 convolutions, each max-pooled by 2 and rectified, and two fully connected layers.
+    """Two 5 x 5 convolutions, each followed by 2 x 2 max pooling and ReLU, and two fully connected layers.
 
-    Pooling before ReLU is the same function as after it, and leaves ReLU a quarter of the work.
-    precision: 'bf16' or 'fp32', in which the layers compute.
+    Pooling before ReLU gives the same result as pooling after it, and leaves ReLU a quarter of the work.
+    precision: 'bf16' or 'fp32', the number format in which the layers compute.
     """
 
     def __init__(self, config, precision="fp32", classes=10):
         super().__init__()
         self.precision = precision
-        layers, channels, size = OrderedDict(), 1, DATASETS[config.dataset].size
+        layers = OrderedDict()
+        channels = 1
+        size = DATASETS[config.dataset].size
         for number, maps in enumerate((32, 64), start=1):
-            if f"conv{number}" not in config.without:
+            if f"conv{number}" not in config.without:  # which may be "conv1+conv2"
                 layers[f"conv{number}"] = nn.Conv2d(channels, maps, kernel_size=5, padding=2)
                 channels = maps
             layers[f"pool{number}"] = nn.MaxPool2d(2)
@@ -82,24 +85,23 @@ class LeNet5(nn.Module):
         self.layers = nn.Sequential(layers).to(memory_format=torch.channels_last)
 
     def forward(self, images):
-        """Turn images (N, H, W) of gray values 0 to 255 into logits, float32 (N, classes)."""
+        """Return the logits, float32 (N, classes), of images (N, H, W) with gray values from 0 to 255."""
         *_, logits = self.outputs(images).values()
         return logits.float()
 
     def outputs(self, images):
-        """Return what each layer makes of images (N, H, W) of gray values 0 to 255, by the layer's name, in order."""
-        maps, outputs = images.unsqueeze(1).float().div(255), {}
+        """Return the output of every layer, by name and in order, for images (N, H, W) with gray values 0 to 255."""
+        maps = images.unsqueeze(1).float().div(255)
+        outputs = {}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             for name, layer in self.layers.named_children():
-                maps = outputs[name] = layer(maps)
+                maps = layer(maps)
+                outputs[name] = maps
         return outputs
 
 
 def train(config, run, data):
-    """Train an experiment in its run's folder on data, a Dataset, from where the run stands.
-
-    torch is seeded with config.seed.
-    """
+    """Train one experiment on a utils.Dataset, continuing from run.epoch. utils.main has seeded torch."""
     model = LeNet5(config, run.precision).to(run.device)
     optimizer = make_optimizer(model, config)
     run.resume(model=model, optimizer=optimizer)
@@ -108,30 +110,30 @@ def train(config, run, data):
         log_convolutions(run, model.eval(), data, epoch=0)
     for epoch in run.epochs():
         model.train()
-        seen = Metrics()
+        metrics = Metrics()
         for images, labels in run.batches(data.train, epoch):
             logits = model(images)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            seen.add(loss, logits, labels)
+            metrics.update(loss, logits, labels)
         model.eval()
-        test = evaluate(model, data.test)
+        test_score = evaluate(model, data.test)
         log_convolutions(run, model, data, epoch)
-        run.finish(epoch, seen.score(), test)
+        run.finish(epoch, metrics.compute(), test_score)
 
 
 @torch.no_grad()
 def log_convolutions(run, model, data, epoch):
-    """Write the first convolution's kernels and all activations to TensorBoard, and all their weights to a snapshot."""
+    """Log the first kernels and the activations of all convolutions to TensorBoard; save the weights as a snapshot."""
     from torchvision.utils import make_grid
 
     outputs = model.outputs(data.test.images[:100])
     for name, layer in model.layers.named_children():
         if isinstance(layer, nn.Conv2d):
             run.writer.add_histogram(f"{name}/activations", outputs[name].float().relu(), epoch)
-            if layer.in_channels == 1:
+            if layer.in_channels == 1:  # the first convolution
                 limit = layer.weight.abs().max().item()
                 grid = make_grid(layer.weight, padding=1, normalize=True, value_range=(-limit, limit), pad_value=1)
                 run.writer.add_image(f"{name}/filters", F.interpolate(grid[None], scale_factor=10)[0], epoch)
@@ -139,12 +141,12 @@ def log_convolutions(run, model, data, epoch):
     run.save_snapshot(epoch, weights)
 
 
-# The reference report's experiments, with the test accuracy in percent that it gives after ten epochs.
+# The experiments of the reference report, with the test accuracy in percent that it gives after ten epochs.
 REPORT = [
-    Reported(Config(lr=1e-4), 61.3),
-    Reported(Config(lr=1e-4, optimizer="sgd"), 11.33),
-    Reported(Config(lr=1e-3), None, "only 'similar to 1e-4'"),
-    Reported(Config(lr=1e-4, dataset="mnist"), 98.5, "by a CNN of another design"),
+    ReportedResult(Config(lr=1e-4), 61.3),
+    ReportedResult(Config(lr=1e-4, optimizer="sgd"), 11.33),
+    ReportedResult(Config(lr=1e-3), None, "only 'similar to 1e-4'"),
+    ReportedResult(Config(lr=1e-4, dataset="mnist"), 98.5, "by a CNN of another design"),
 ]
 
 

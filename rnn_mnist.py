@@ -1,66 +1,64 @@
-"""Train a two-layer RNN, GRU or LSTM on MNIST, each image read as 28 steps of 28 pixels, one row a step.
+"""Train a two-layer RNN, GRU or LSTM on MNIST. It reads each image row by row: 28 steps of 28 pixels.
 
-    python rnn_mnist.py                             plain RNN with 30 hidden units, Adam at 1e-3
-    python rnn_mnist.py --cell gru                  or lstm
-    python rnn_mnist.py --hidden-size 5 --lr 1e-1   any size and learning rate
-    python rnn_mnist.py --report                    all the report's experiments, then a table
-    python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    every combination of the values
-    python rnn_mnist.py --cell lstm --rows-after 28 --keep-bias 1    hold what was read, with gates that start open
-    python rnn_mnist.py --cell gru --gates constant         gates that see neither the input nor the state
-    python rnn_mnist.py --data synthetic            on embedded patterns, where there is neither data nor network
+    python rnn_mnist.py                             plain RNN with 30 hidden units, Adam, learning rate 1e-3
+    python rnn_mnist.py --cell gru                  GRU or LSTM instead of the plain RNN
+    python rnn_mnist.py --hidden-size 5 --lr 1e-1   5 hidden units, learning rate 0.1
+    python rnn_mnist.py --cell gru --gates constant    gates that see neither the input nor the state
+    python rnn_mnist.py --cell lstm --rows-after 28 --keep-bias 1    remember the digit across 28 blank rows
+    python rnn_mnist.py --report                    train all experiments of the report, then print a table
+    python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    train every combination of these values
+    python rnn_mnist.py --data synthetic            work offline, on a small built-in data set
 
-The run's folder, runs/rnn_mnist/..., gets TensorBoard's events, metrics.csv, the checkpoint and the weights after every
-epoch.
+The run's folder, runs/rnn_mnist/NAME, holds TensorBoard's event files, metrics.csv, the checkpoint, and the weights
+after every epoch.
 """
 
 from dataclasses import dataclass
 
 import utils
-from utils import DATASETS, InputError, Metrics, Reported, evaluate, main, make_optimizer, setting
+from utils import DATASETS, InputError, Metrics, ReportedResult, evaluate, main, make_optimizer, setting
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
-# Where each gate's rows stand in torch's weights, in blocks of hidden_size rows; the block left out is the candidate.
+# PyTorch stacks the weights of a layer in blocks of hidden_size rows; the block left out here is the candidate's.
 GATE_BLOCKS = {"rnn": {}, "gru": {"reset": 0, "update": 1}, "lstm": {"input": 0, "forget": 1, "output": 3}}
-READABLE = {name: known.words for name, known in DATASETS.items() if known.std != 1}  # normalised by mean and std
 
 
 @dataclass(frozen=True)
 class Config(utils.Config):
-    """The settings of an experiment; those that both scripts share are in utils.Config."""
+    """The settings of an experiment. pixels, optimizer, lr, momentum, batch_size and seed are in utils.Config."""
 
-    dataset: str = setting("mnist", choices=READABLE, tag="_", words="on {}", help="what the network classifies")
-    cell: str = setting("rnn", choices=tuple(CELLS), always=True, tag="_", words="", help="kind of recurrent layer")
+    cell: str = setting("rnn", choices=tuple(CELLS), always_shown=True, prefix="_", caption="", help="recurrent cell")
     hidden_size: int = setting(
-        30, minimum=1, maximum=4096, always=True, tag="", words="{} hidden units", help="hidden units of each layer"
+        30, minimum=1, maximum=4096, always_shown=True, prefix="", caption="{} hidden units", help="units of each layer"
     )
-
     rows_before: int = setting(
-        0, minimum=0, maximum=1000, tag="_before", words="{} blank rows before", help="blank rows read before the digit"
+        0, minimum=0, maximum=1000, prefix="_before", caption="{} blank rows before", help="blank rows before the digit"
     )
     rows_after: int = setting(
-        0, minimum=0, maximum=1000, tag="_after", words="{} blank rows after", help="blank rows read after the digit"
+        0, minimum=0, maximum=1000, prefix="_after", caption="{} blank rows after", help="blank rows after the digit"
     )
     keep_bias: float | None = setting(
         None,
         minimum=-100,
         maximum=100,
-        tag="_keep",
-        unset="as torch starts it",
-        help="a step keeps sigmoid(it) of its state at the start",
+        prefix="_keep",
+        none_label="PyTorch's initialisation",
+        help="initial bias B of the gates: at first each step keeps sigmoid(B) of the state",
     )
     gates: str = setting(
         "full",
         choices=("full", "input", "constant"),
-        tag="_gates-",
-        words="{} gates",
-        help="what the gates of a GRU or LSTM see: input and state (full), the input alone, or nothing (constant)",
+        prefix="_gates-",
+        caption="{} gates",
+        help="what the gates of a GRU or LSTM see: full (input and state), input (input only) or constant (neither)",
     )
 
     script = "rnn_mnist"
+    dataset = "mnist"
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,81 +70,81 @@ class Config(utils.Config):
         return self.cell.upper()
 
     @property
-    def most_threads(self):
-        # Threads that wait for each other at every small step gain little, and crawl beside another busy process.
+    def max_threads(self):
+        # In a small network threads gain little, because they wait for each other at every step.
         return 1 if self.hidden_size <= 64 else None
 
 
 class RowReader(nn.Module):
-    """Two recurrent layers that read an image row by row; the last step's output goes through a linear layer."""
+    """Two recurrent layers that read an image row by row; a linear layer classifies the output of the last step."""
 
     def __init__(self, config, classes=10):
         super().__init__()
-        self.known = DATASETS[config.dataset]
-        self.recurrent = CELLS[config.cell](self.known.size, config.hidden_size, num_layers=2, batch_first=True)
+        self.spec = DATASETS[config.dataset]
+        self.recurrent = CELLS[config.cell](self.spec.size, config.hidden_size, num_layers=2, batch_first=True)
         self.fc = nn.Linear(config.hidden_size, classes)
-        self.blank_rows = config.rows_before, config.rows_after
-        if config.keep_bias is not None:
-            self.start_keeping(config.cell, config.keep_bias)
+        self.blank_rows = (config.rows_before, config.rows_after)
         self.frozen_weights = 0
+        if config.keep_bias is not None:
+            self.init_gates(config.cell, config.keep_bias)
         if config.gates != "full":
             self.restrict_gates(config.cell, config.gates)
 
     @torch.no_grad()
-    def start_keeping(self, cell, bias):
-        """Let a step keep sigmoid(bias) of its state at the start, in both layers.
+    def init_gates(self, cell, bias):
+        """Initialise both layers so that each step keeps sigmoid(bias) of the state.
 
-        By the bias of the LSTM's forget gate (Gers et al., 2000; Jozefowicz et al., 2015) and of the GRU's update gate,
-        which in torch keeps (Tallec & Ollivier, 2018, arXiv:1804.11188); of the plain RNN, before tanh, by recurrent
-        weights that are sigmoid(bias) times the identity, and biases of 0 (Le et al., 2015, arXiv:1504.00941).
+        In an LSTM this is the bias of the forget gate (Gers et al., 2000; Jozefowicz et al., 2015), in a GRU that of
+        the update gate (Tallec & Ollivier, 2018, arXiv:1804.11188). A plain RNN has no gates: its recurrent weights
+        become sigmoid(bias) times the identity, and its biases 0 (Le et al., 2015, arXiv:1504.00941).
         """
-        size, recurrent = self.recurrent.hidden_size, self.recurrent
-        for layer in range(recurrent.num_layers):
-            biases = [getattr(recurrent, f"bias_{part}_l{layer}") for part in ("ih", "hh")]
+        size = self.recurrent.hidden_size
+        for layer in range(self.recurrent.num_layers):
+            bias_ih = getattr(self.recurrent, f"bias_ih_l{layer}")
+            bias_hh = getattr(self.recurrent, f"bias_hh_l{layer}")
             if cell == "rnn":
                 share = torch.sigmoid(torch.tensor(bias))
-                getattr(recurrent, f"weight_hh_l{layer}").copy_(share * torch.eye(size))
-                kept, start = slice(None), 0.0
+                getattr(self.recurrent, f"weight_hh_l{layer}").copy_(share * torch.eye(size))
+                bias_ih.zero_()
+                bias_hh.zero_()
             else:
-                kept, start = slice(size, 2 * size), bias  # the second gate: of i f g o, and of r z n
-            biases[0][kept], biases[1][kept] = start, 0.0
+                block = GATE_BLOCKS[cell]["update" if cell == "gru" else "forget"]
+                bias_ih[block * size : (block + 1) * size] = bias
+                bias_hh[block * size : (block + 1) * size] = 0
 
     @torch.no_grad()
     def restrict_gates(self, cell, gates):
-        """Set the weights through which the gates would see more than they may to zero, and keep them at zero.
+        """Zero the gate weights that `gates` excludes, and keep them at zero during training.
 
-        'input' takes the recurrent weights from the gates, 'constant' the input weights, too, so that only their biases
-        are left. Masked gradients keep a zero weight at zero, under Adam and under SGD with momentum.
+        gates: 'input' removes the gates' recurrent weights, 'constant' their input weights too, so that only their
+        biases are left. A weight of zero whose gradient is zero stays at zero under Adam and SGD.
         """
-        hidden_size = self.recurrent.hidden_size
+        size = self.recurrent.hidden_size
         for layer in range(self.recurrent.num_layers):
-            for part in ("hh",) if gates == "input" else ("ih", "hh"):
+            for part in {"input": ["hh"], "constant": ["hh", "ih"]}[gates]:
                 weight = getattr(self.recurrent, f"weight_{part}_l{layer}")
                 mask = torch.ones_like(weight)
                 for block in GATE_BLOCKS[cell].values():
-                    mask[block * hidden_size : (block + 1) * hidden_size] = 0
+                    mask[block * size : (block + 1) * size] = 0
                 weight.mul_(mask)
                 weight.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient.device))
                 self.frozen_weights += int((mask == 0).sum())
 
     def rows(self, images):
-        """Turn images (N, H, W) of gray values 0 to 255 into normalised sequences (N, steps, W pixels).
+        """Return the input sequences (N, steps, W), normalised, of images (N, H, W) with gray values from 0 to 255.
 
-        A step is a row of the image; the blank rows before and after them are black.
+        Each step is a row of the image; the blank rows before and after them are black.
         """
-        return F.pad(images, (0, 0, *self.blank_rows)).float().div(255).sub(self.known.mean).div(self.known.std)
+        return F.pad(images, (0, 0, *self.blank_rows)).float().div(255).sub(self.spec.mean).div(self.spec.std)
 
     def forward(self, images):
-        """Turn images (N, H, W) of gray values 0 to 255 into logits, float32 (N, classes)."""
+        """Return the logits, float32 (N, classes), of images (N, H, W) with gray values from 0 to 255."""
         outputs, _ = self.recurrent(self.rows(images))
         return self.fc(outputs[:, -1])
 
 
 def train(config, run, data):
-    """Train an experiment in its run's folder on data, a Dataset, from where the run stands.
-
-    torch is seeded with config.seed.
-    """
+    """Train one experiment on a utils.Dataset, continuing from run.epoch. utils.main has seeded torch."""
     model = RowReader(config).to(run.device)
     optimizer = make_optimizer(model, config)
     run.resume(model=model, optimizer=optimizer)
@@ -155,34 +153,34 @@ def train(config, run, data):
         run.save_snapshot(0, model.state_dict())
     for epoch in run.epochs():
         model.train()
-        seen = Metrics()
+        metrics = Metrics()
         for images, labels in run.batches(data.train, epoch):
             logits = model(images)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            seen.add(loss, logits, labels)
+            metrics.update(loss, logits, labels)
         model.eval()
-        test = evaluate(model, data.test)
+        test_score = evaluate(model, data.test)
         run.save_snapshot(epoch, model.state_dict())
-        run.finish(epoch, seen.score(), test)
+        run.finish(epoch, metrics.compute(), test_score)
 
 
-# The reference report's experiments, with the test accuracy in percent that it gives after ten epochs.
+# The experiments of the reference report, with the test accuracy in percent that it gives after ten epochs.
 REPORT = [
-    Reported(Config(cell="rnn", hidden_size=5, lr=1e-1), 10.09),
-    Reported(Config(cell="rnn", hidden_size=5, lr=1e-3), 47.73),
-    Reported(Config(cell="rnn", hidden_size=5, lr=1e-4), None, "tested, but without a figure"),
-    Reported(Config(cell="rnn", hidden_size=5, lr=1e-5), 16.10),
-    Reported(Config(cell="rnn", hidden_size=5, lr=1e-3, optimizer="sgd"), 15.13),
-    Reported(Config(cell="rnn", hidden_size=10, lr=1e-3), 74.55),
-    Reported(Config(cell="rnn", hidden_size=20, lr=1e-3), 90.75),
-    Reported(Config(cell="rnn", hidden_size=30, lr=1e-3), 94.17),
-    Reported(Config(cell="gru", hidden_size=20, lr=1e-3), 97.60),
-    Reported(Config(cell="gru", hidden_size=30, lr=1e-3), 98.32),
-    Reported(Config(cell="lstm", hidden_size=20, lr=1e-3), 97.86),
-    Reported(Config(cell="lstm", hidden_size=30, lr=1e-3), 97.84),
+    ReportedResult(Config(cell="rnn", hidden_size=5, lr=1e-1), 10.09),
+    ReportedResult(Config(cell="rnn", hidden_size=5, lr=1e-3), 47.73),
+    ReportedResult(Config(cell="rnn", hidden_size=5, lr=1e-4), None, "tested, but without a figure"),
+    ReportedResult(Config(cell="rnn", hidden_size=5, lr=1e-5), 16.10),
+    ReportedResult(Config(cell="rnn", hidden_size=5, lr=1e-3, optimizer="sgd"), 15.13),
+    ReportedResult(Config(cell="rnn", hidden_size=10, lr=1e-3), 74.55),
+    ReportedResult(Config(cell="rnn", hidden_size=20, lr=1e-3), 90.75),
+    ReportedResult(Config(cell="rnn", hidden_size=30, lr=1e-3), 94.17),
+    ReportedResult(Config(cell="gru", hidden_size=20, lr=1e-3), 97.60),
+    ReportedResult(Config(cell="gru", hidden_size=30, lr=1e-3), 98.32),
+    ReportedResult(Config(cell="lstm", hidden_size=20, lr=1e-3), 97.86),
+    ReportedResult(Config(cell="lstm", hidden_size=30, lr=1e-3), 97.84),
 ]
 
 

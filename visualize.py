@@ -1,36 +1,41 @@
-"""Draw what trained networks learned, from the folders of finished runs.
+"""Draw what trained networks have learned, from the folders of their runs.
 
-    python visualize.py runs/cnn_cifar10/NAME                      every figure of a run, into its figures/ folder
-    python visualize.py runs/cnn_cifar10/NAME --figures filters    only the ones named
-    python visualize.py runs                                       all runs compared, into runs/comparison/
+    python visualize.py runs/cnn_cifar10/NAME                      draw all figures of a run into its figures/
+    python visualize.py runs/cnn_cifar10/NAME --figures filters    draw only the named figures
+    python visualize.py runs                                       compare all runs, in runs/comparison/
 
-The methods are those of Zeiler & Fergus (2013), arXiv:1311.2901, where a section or a figure of it is named.
+The figures of convolutional networks follow Zeiler & Fergus (2013), arXiv:1311.2901, "the paper" below.
 """
 
 import csv
+import glob
 import io
 import itertools
+import logging
 import math
-import shutil
+import os
+import sys
 import textwrap
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import cnn_cifar10
 import rnn_mnist
 import utils
-from utils import REPORT_EPOCHS, InputError, number_text, predict, tell
+from utils import REPORT_EPOCHS, InputError, format_number, predict, print_line
+
+if __name__ == "__main__":  # a user's matplotlib settings are meant for other figures, and may be out of date
+    os.environ["MPLBACKEND"] = "agg"
+    logging.disable(logging.WARNING)
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image
 from torch import nn
@@ -48,317 +53,525 @@ STYLE = {
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
 }
-WIDTH = 8  # inches, of every figure
-GRAY = matplotlib.colormaps["gray"].with_extremes(bad="#dfe8f2")  # what is no pixel of an image is tinted
-# Okabe and Ito's colours, which the colour-blind tell apart; these four stay with their networks in every figure.
-NETWORK_COLOURS = {"RNN": "#E69F00", "GRU": "#0072B2", "LSTM": "#009E73", "LeNet-5": "#CC79A7"}
-BEFORE, AFTER, OTHER = "#999999", "#0072B2", "#D55E00"  # untrained or training images, trained or test images, beside
+FIGURE_WIDTH = 8  # inches
+GRAY_COLORMAP = matplotlib.colormaps["gray"].with_extremes(bad="#dfe8f2")  # tints NaNs: pixels outside images
+
+# The colours of Okabe and Ito, which colour-blind readers can tell apart. Each network keeps its own.
+NETWORK_COLORS = {"RNN": "#E69F00", "GRU": "#0072B2", "LSTM": "#009E73", "LeNet-5": "#CC79A7"}
+BEFORE_COLOR = "#999999"  # the untrained network, or the training images
+AFTER_COLOR = "#0072B2"  # the trained network, or the test images
+ACCENT_COLOR = "#D55E00"  # what is compared with these two
 
 
 class SavedRun:
-    """A run's folder, read piece by piece as the figures ask for it. Raises InputError where a piece is unusable."""
+    """The folder of a run. Its files are read when they are needed; an unusable one raises InputError.
+
+    config: the settings, a Config; conditions: device, precision, data source and others, a namespace.
+    """
 
     def __init__(self, folder, data_dir=Path("data")):
-        self.folder, self.data_dir = folder, data_dir
+        self.folder = folder
+        self.data_dir = data_dir
         self.config, self.conditions = utils.read_config(folder, CONFIGS)
 
     @property
     def title(self):
-        """The run in words: network, data set, training, seed."""
-        return ", ".join(self.config.words().values()) + self.source
+        """The settings of the run in words, with the seed."""
+        return ", ".join(self.config.captions().values()) + self.source_suffix
 
     @property
-    def source(self):
+    def source_suffix(self):
+        """The end of a caption: ", synthetic data", or empty for real data."""
         return "" if self.conditions.data_source == "real" else ", synthetic data"
 
     @property
     def command(self):
         """The command line that trains the run."""
-        return self.config.command(*["--data", "synthetic"] * bool(self.source))
+        if self.source_suffix:
+            return self.config.command("--data", "synthetic")
+        return self.config.command()
 
     @cached_property
     def history(self):
-        """What each finished epoch measured, list of dict; empty when none was finished."""
+        """The metrics of each finished epoch, list of dict."""
         return utils.read_history(self.folder)
 
+    @property
+    def epoch(self):
+        """The last finished epoch."""
+        return len(self.history)
+
     def test_accuracy(self, epoch=REPORT_EPOCHS):
-        """The test accuracy in percent after an epoch, None where the run is shorter."""
-        return self.history[epoch - 1]["test_accuracy"] if len(self.history) >= epoch else None
+        """Return the test accuracy in percent after an epoch, or None if the run is shorter."""
+        return self.history[epoch - 1]["test_accuracy"] if epoch <= self.epoch else None
 
     @cached_property
     def model(self):
-        """The trained network; its weights are the last epoch's."""
-        checkpoint, model = utils.read_checkpoint(self.folder), self.untrained_model()
+        """The trained network. Loading it also replaces the history with that of the checkpoint."""
+        checkpoint = utils.read_checkpoint(self.folder)
         if checkpoint is None:
-            words = f"{self.folder} holds no checkpoint.pt (those of runs/reference are not shipped)"
-            raise InputError(f"{words}; train the run with {self.command} and name its folder")
-        utils.restore(self.folder / "checkpoint.pt", checkpoint["state"], {"model": model})
+            reason = "holds no checkpoint.pt (the networks of runs/reference are not shipped)"
+            advice = f"train the run with {self.command} and name its folder"
+            raise InputError(f"{self.folder} {reason}; {advice}")
+        model = self.untrained_model()
+        utils.load_state(self.folder / "checkpoint.pt", checkpoint["state"], {"model": model})
+        self.history = checkpoint["history"]
         return model
+
+    def load(self):
+        """Load weights and history from one checkpoint, so that a figure shows both of the same epoch."""
+        _ = self.model
 
     def untrained_model(self):
-        """The network at its initialisation, rebuilt from the run's seed."""
-        torch.manual_seed(self.config.seed)
-        if is_recurrent(self):
-            return rnn_mnist.RowReader(self.config).eval()
-        return cnn_cifar10.LeNet5(self.config, self.conditions.precision).eval()
+        """Return the network before training, rebuilt from the seed. The global random state is left unchanged."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)  # torch.manual_seed would seed GPUs, too
+            if is_recurrent(self):
+                model = rnn_mnist.RowReader(self.config)
+            else:
+                model = cnn_cifar10.LeNet5(self.config, self.conditions.precision)
+        return model.eval()
 
-    def snapshot(self, epoch):
-        """A network with the weights that stood after an epoch, those that the run kept: of a CNN its convolutions'."""
-        model, path = self.untrained_model(), self.folder / "snapshots" / f"epoch_{epoch:02d}.pt"
-        utils.restore(path, {"model": model.state_dict() | utils.load_tensors(path)}, {"model": model})
+    def model_after(self, epoch):
+        """Return the network as it was after an epoch. Epoch 0 is rebuilt from the seed; others need a snapshot.
+
+        A CNN's snapshot holds only its convolutions; its other layers stay untrained. Raises InputError if a
+        snapshot is missing or damaged.
+        """
+        model = self.untrained_model()
+        if epoch > 0:
+            path = self._snapshot_path(epoch)
+            try:
+                weights = model.state_dict() | utils.load_tensors(path)
+                utils.load_state(path, {"model": weights}, {"model": model})
+            except InputError:
+                reason = "is missing, damaged or from other settings"
+                raise InputError(f"{path} {reason}; delete it, and the figures leave out epoch {epoch}") from None
         return model
+
+    @property
+    def snapshot_epochs(self):
+        """The finished epochs whose snapshot exists, list of int."""
+        return [epoch for epoch in range(self.epoch + 1) if self._snapshot_path(epoch).exists()]
+
+    def _snapshot_path(self, epoch):
+        return self.folder / "snapshots" / f"epoch_{epoch:02d}.pt"
 
     @cached_property
     def data(self):
-        config, source = self.config, self.conditions.data_source
-        return utils.load_data(config.dataset, source, self.data_dir, config.pixels, may_download=False)
+        """The Dataset on which the run was trained."""
+        source = self.conditions.data_source
+        pixels = self.config.pixels
+        return utils.load_data(self.config.dataset, source, self.data_dir, pixels, may_download=False)
 
     @cached_property
     def probabilities(self):
-        """Class probabilities of the test images, float32 (N, classes), computed as in training."""
+        """The class probabilities of the test images, float32 (N, classes), in the precision of training."""
         return predict(self.model, self.data.test.images).softmax(dim=1)
 
     @cached_property
-    def exciting(self):
-        """What excites the feature maps of the convolutions most, Exciting test images by layer."""
-        return most_exciting(self.model, self.data.test.images)
+    def top_activations(self):
+        """The test images that activate each feature map most: TopActivations by convolution."""
+        return top_activations(self.model, self.data.test.images, count=9)
+
+
+def any_run(run):
+    """Return True for every run."""
+    return True
 
 
 def is_recurrent(run):
+    """Return whether the run's network is recurrent."""
     return isinstance(run.config, rnn_mnist.Config)
 
 
+def has_gates(run):
+    """Return whether the run's network is recurrent and has gates."""
+    return is_recurrent(run) and bool(rnn_mnist.GATE_BLOCKS[run.config.cell])
+
+
 def has_convolutions(run):
-    return not is_recurrent(run) and len(convolutions(run.untrained_model())) == 2
+    """Return whether the run's network is a CNN that was trained with all its convolutions."""
+    return not is_recurrent(run) and "conv" not in run.config.without
 
 
-FIGURES, COMPARISONS = {}, {}
+# Figures and tables by name ---------------------------------------------------------------------------------
 
 
-def figure(fits=lambda run: True):
-    """Register draw(run), which returns a Figure, or Figures and tables by file name; fits(run): whether it has it."""
-    return lambda draw: FIGURES.setdefault(draw.__name__, (draw, fits))[0]
+class FigureSpec(NamedTuple):
+    """A figure of one run: draw(run), fits(run) -> bool, and whether draw needs the run's checkpoint."""
+
+    draw: object
+    fits: object
+    needs_checkpoint: bool
+
+
+FIGURES = {}  # FigureSpec by name
+COMPARISONS = {}  # draw(groups) by name; groups: list of Group
+TABLES = {}  # measure(run) -> (columns, rows), by the name of the figure that shows the table
+
+
+def register(registry, name, entry):
+    """Add an entry to a registry and return it. Raises ValueError if the name is taken."""
+    if name in registry:
+        raise ValueError(f"{name} is registered twice")
+    registry[name] = entry
+    return entry
+
+
+def figure(fits=any_run, needs_checkpoint=True):
+    """Return a decorator that registers draw(run) under its name; it returns what save_outputs takes."""
+
+    def register_figure(draw):
+        register(FIGURES, draw.__name__, FigureSpec(draw, fits, needs_checkpoint))
+        return draw
+
+    return register_figure
 
 
 def comparison(name):
-    """Register draw(groups), groups a list of Group; it returns what a figure does, or None."""
-    return lambda draw: COMPARISONS.setdefault(name, draw)
+    """Return a decorator that registers draw(groups); it returns what save_outputs takes, or None."""
+    return partial(register, COMPARISONS, name)
 
 
-def save(name, made, folder):
-    """Write what a figure returned into a folder: pictures, texts and bytes."""
-    for file, content in (made if isinstance(made, dict) else {f"{name}.png": made}).items():
-        if isinstance(content, Figure):
-            content = picture_bytes(content)
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        utils.write_atomically(folder / file, content.encode() if isinstance(content, str) else content)
-        tell(folder / file)
+def table(name):
+    """Return a decorator that registers measure(run); it returns columns, the first one epoch, and rows."""
+    return partial(register, TABLES, name)
 
 
-def picture_bytes(drawn):
-    """Return a Figure as PNG; a palette takes a third of the bytes."""
-    content = io.BytesIO()
-    drawn.savefig(content, format="png")
-    picture = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
-    content = io.BytesIO()
-    picture.save(content, format="png", optimize=True)
-    return content.getvalue()
+def save_outputs(name, outputs, folder):
+    """Write a Figure, or a dict of Figures and texts by file name, into a folder; return the file names."""
+    if isinstance(outputs, Figure):
+        outputs = {f"{name}.png": outputs}
+    folder.mkdir(parents=True, exist_ok=True)
+    for file_name, output in outputs.items():
+        content = encode_png(output) if isinstance(output, Figure) else output.encode()
+        utils.write_atomically(folder / file_name, content)
+        print_line(folder / file_name)
+    listed = sorted(listed_outputs(folder) | outputs.keys())
+    utils.write_atomically(folder / OUTPUTS_FILE, "".join(f"{file_name}\n" for file_name in listed).encode())
+    return list(outputs)
 
 
-def csv_text(columns, rows):
-    """Return a table as CSV, its numbers with seven digits."""
-    texts = [[f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
-    return utils.table_text(columns, texts)
+OUTPUTS_FILE = ".outputs"  # lists the files of a folder that this script wrote
+
+
+def listed_outputs(folder):
+    """Return the names of the files in a folder that this script wrote, set of str."""
+    path = folder / OUTPUTS_FILE
+    return set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+
+
+def remove_outputs(folder, keep=()):
+    """Delete the files in a folder that this script wrote, except those named in keep."""
+    for name in listed_outputs(folder) - set(keep):
+        (folder / name).unlink(missing_ok=True)
+    if keep:
+        utils.write_atomically(folder / OUTPUTS_FILE, "".join(f"{name}\n" for name in sorted(keep)).encode())
+    elif listed_outputs(folder):
+        (folder / OUTPUTS_FILE).unlink()
+
+
+def encode_png(figure):
+    """Return a Figure as PNG, bytes. A palette of 256 colours makes it a third as large."""
+    rendered = io.BytesIO()
+    figure.savefig(rendered, format="png")
+    image = Image.open(rendered).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    compressed = io.BytesIO()
+    image.save(compressed, format="png", optimize=True)
+    return compressed.getvalue()
+
+
+def format_table(columns, rows):
+    """Return a table as CSV text, floats with seven significant digits."""
+    formatted = []
+    for row in rows:
+        formatted.append([f"{cell:.7g}" if isinstance(cell, float) else cell for cell in row])
+    return utils.format_csv(columns, formatted)
+
+
+def parse_table(path):
+    """Return the rows of a table, list of dict of str; [] if the file is missing, damaged or cut off."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except (OSError, ValueError, csv.Error):
+        return []
+    for row in rows:
+        has_all_cells = None not in row and None not in row.values()  # DictReader marks both faults with None
+        if not (has_all_cells and row.get("epoch", "").isdecimal()):
+            return []
+    return rows if text.endswith("\n") else []
 
 
 @cache
-def measured(run, name):
-    """Return the table of one of a run's figures, list of dict of texts, empty where there is none.
+def read_table(run, name):
+    """Return the table of one of a run's figures, list of dict of str, from figures/NAME.csv.
 
-    The figure is drawn anew where the checkpoint is newer, and kept where the run's folder can be written.
+    If the file is missing, damaged or not from the run's last epoch, measure the table again, and write the
+    file where possible. Without a checkpoint return []; an unusable file is then named.
     """
-    (draw, fits), folder = FIGURES[name], run.folder / "figures"
-    table, checkpoint = folder / f"{name}.csv", run.folder / "checkpoint.pt"
-    is_new = table.exists() and not (checkpoint.exists() and checkpoint.stat().st_mtime > table.stat().st_mtime)
-    if is_new or not checkpoint.exists() or not fits(run):
-        return utils.read_table(table)
+    path = run.folder / "figures" / f"{name}.csv"
+    rows = parse_table(path)
+    if rows and max(int(row["epoch"]) for row in rows) == run.epoch:
+        return rows
+    if not FIGURES[name].fits(run):
+        return []
+    if not (run.folder / "checkpoint.pt").exists():
+        if path.exists():
+            print_line(f"skipping {path}: damaged or not from epoch {run.epoch}, with no checkpoint.pt")
+        return []
+
     try:
-        made = draw(run)
-    except InputError as error:
-        tell(f"{name} is not measured of {run.folder}: {error}")
-        return utils.read_table(table)
-    with suppress(OSError):  # what cannot be kept is measured again the next time
-        save(name, made, folder)
-    return list(csv.DictReader(io.StringIO(made[f"{name}.csv"])))
+        run.load()
+        columns, rows = TABLES[name](run)
+    except (InputError, OSError) as error:
+        print_line(f"could not compute {name} for {run.folder}: {error}")
+        return []
+    text = format_table(columns, rows)
+    with suppress(OSError):  # in a folder that cannot be written, measure it again the next time
+        save_outputs(name, {path.name: text}, path.parent)
+    return list(csv.DictReader(io.StringIO(text)))
 
 
-# Figures of any run --------------------------------------------------------------------------------------------------
+# Figures of any run -----------------------------------------------------------------------------------------
 
 
-@figure()
+def curves_title(history):
+    """Return the title of curves. It names the epoch of the lowest test loss if both metrics are worse now.
+
+    history: the metrics of each epoch, list of dict.
+    """
+    last = history[-1]
+    title = f"Test accuracy is {last['test_accuracy']:.2f} % after epoch {len(history)}"
+    title += f" (training: {last['train_accuracy']:.2f} %)"
+
+    losses = [row["test_loss"] for row in history]
+    accuracies = [row["test_accuracy"] for row in history]
+    if min(losses) < losses[-1] and max(accuracies) > accuracies[-1]:
+        title += f"; test loss was lowest after epoch {losses.index(min(losses)) + 1}"
+    return title
+
+
+@figure(needs_checkpoint=False)
 def curves(run):
-    """Draw accuracy and loss by epoch, the test images' beside the training images'."""
-    drawn = Figure(figsize=(WIDTH, 3.2))
-    epochs = range(1, len(run.history) + 1)
-    names = {"accuracy": "accuracy in %", "loss": "cross-entropy per image in nats"}
-    for axes, (name, label) in zip(drawn.subplots(1, 2), names.items(), strict=True):
-        for part, colour in (("train", BEFORE), ("test", AFTER)):
-            values = [row[f"{part}_{name}"] for row in run.history]
-            axes.plot(epochs, values, marker=".", color=colour, label=f"{part} images")
+    """Draw accuracy and loss on the training and test images by epoch."""
+    fig = Figure(figsize=(FIGURE_WIDTH, 3.2))
+    metrics = (("accuracy", "accuracy in %"), ("loss", "mean cross-entropy per image"))
+    splits = (("train", "training images", BEFORE_COLOR), ("test", "test images", AFTER_COLOR))
+    for axes, (metric, label) in zip(fig.subplots(1, 2), metrics, strict=True):
+        for split, images, color in splits:
+            values = [row[f"{split}_{metric}"] for row in run.history]
+            axes.plot(range(1, run.epoch + 1), values, marker=".", color=color, label=images)
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
-    about = "After epoch {epoch}, {test_accuracy:.2f} % of test and {train_accuracy:.2f} % of training images are right"
-    drawn.suptitle(f"{about.format(**run.history[-1])}\n{run.title}")
-    return drawn
+    fig.suptitle(f"{curves_title(run.history)}\n{run.title}")
+    return fig
+
+
+def confusion_matrix(labels, predicted, classes):
+    """Return the number of images by true class (row) and predicted class, int64 (classes, classes).
+
+    labels, predicted: int64 (N,); classes: the number of classes.
+    """
+    pairs = labels * classes + predicted
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes).numpy()
+
+
+def confusion_title(counts, classes):
+    """Return the title of confusion: the accuracy and the most frequent error. classes: their names."""
+    errors = counts.copy()
+    np.fill_diagonal(errors, 0)
+    title = f"Test accuracy is {100 * counts.diagonal().sum() / counts.sum():.2f} %"
+    if errors.any():
+        true, predicted = np.unravel_index(errors.argmax(), errors.shape)
+        error = f"{classes[true]} predicted as {classes[predicted]} ({errors.max()} images)"
+        title += f"; the most frequent error is {error}"
+    return title
 
 
 @figure()
 def confusion(run):
-    """Draw the confusion matrix of the test images, the errors shaded, with the accuracy of each class."""
-    answers, labels, classes = run.probabilities.argmax(1), run.data.test.labels, run.data.classes
-    pairs = labels * len(classes) + answers
-    counts = torch.bincount(pairs, minlength=len(classes) ** 2).view(len(classes), -1).numpy()
+    """Draw the confusion matrix of the test images, with the accuracy of each class."""
+    classes = run.data.classes
+    counts = confusion_matrix(run.data.test.labels, run.probabilities.argmax(1), len(classes))
     errors = np.ma.masked_array(counts, np.eye(len(classes), dtype=bool))
-    drawn = Figure(figsize=(WIDTH, 6.4))
-    axes = drawn.subplots()
-    shown = axes.imshow(errors, cmap=matplotlib.colormaps["Oranges"].with_extremes(bad="#d6e6f2"), vmin=0)
     is_dark = (errors > 0.6 * errors.max()).filled(False)
+    accuracies = 100 * counts.diagonal() / counts.sum(1).clip(1)
+
+    fig = Figure(figsize=(FIGURE_WIDTH, 6.4))
+    axes = fig.subplots()
+    image = axes.imshow(errors, cmap=matplotlib.colormaps["Oranges"].with_extremes(bad="#d6e6f2"), vmin=0)
     for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if is_dark[row, column] else "black"
-        axes.text(column, row, count, ha="center", va="center", fontsize=7, color=colour)
+        color = "white" if is_dark[row, column] else "black"
+        axes.text(column, row, count, ha="center", va="center", fontsize=7, color=color)
     positions = range(len(classes))
-    axes.set_xticks(positions, classes, rotation=45 if max(map(len, classes)) > 1 else 0, ha="center")
+    rotation = 45 if max(len(name) for name in classes) > 1 else 0
+    axes.set_xticks(positions, classes, rotation=rotation, ha="center")
     axes.set_yticks(positions, classes)
-    axes.set(xlabel="predicted class (numbers: images)", ylabel="true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     right = axes.secondary_yaxis("right")
-    right.set_yticks(positions, [f"{value:.1f} %" for value in 100 * counts.diagonal() / counts.sum(1).clip(1)])
+    right.set_yticks(positions, [f"{accuracy:.1f} %" for accuracy in accuracies])
     right.set_ylabel("accuracy of the class", labelpad=8)
     right.tick_params(length=0)
-    drawn.colorbar(shown, ax=axes, label="images classified wrong", shrink=0.8)
-    accuracy = 100 * counts.diagonal().sum() / counts.sum()
-    drawn.suptitle(f"Confusion matrix, {accuracy:.2f} % of {counts.sum():,} test images right\n{run.title}")
-    return drawn
+    fig.colorbar(image, ax=axes, label="number of misclassified images", shrink=0.8)
+    fig.suptitle(f"{confusion_title(counts, classes)}\n{run.title}")
+    return fig
 
 
-def draw_mosaic(axes, images, titles, columns, gap, room=0, **scale):
-    """Draw images, float (N, H, W), in gray on one axes, row by row, each below its title, pixel by pixel.
+def draw_mosaic(axes, images, titles, columns, gap, room=0, vmin=None, vmax=None):
+    """Draw images, float (N, H, W), in gray on one axes, row by row, with a title above each.
 
-    gap: empty pixels about each image; room: more of them above it, for the title; NaN is no pixel; scale: vmin and
-    vmax. Returns matplotlib's image and where the images begin: the rows' tops and the columns' left edges.
+    columns: images per row; gap: empty pixels around each image; room: more of them above it, for the title;
+    vmin, vmax: the values of black and white. NaNs and empty pixels are tinted. Returns matplotlib's image,
+    and the first pixel of each row and of each column of images.
     """
     from torchvision.utils import make_grid
 
     height, width = images.shape[1:]
-    roomy = F.pad(images.float(), (0, 0, room, 0), value=math.nan)
-    mosaic = make_grid(roomy[:, None], nrow=columns, padding=gap, pad_value=math.nan)[0]
+    padded = F.pad(images.float(), (0, 0, room, 0), value=math.nan)
+    mosaic = make_grid(padded[:, None], nrow=columns, padding=gap, pad_value=math.nan)[0]
     tops = range(gap + room, mosaic.shape[0], height + room + gap)
     lefts = range(gap, mosaic.shape[1], width + gap)
-    for title, (top, left) in zip(titles, itertools.product(tops, lefts), strict=False):
-        axes.text(left + width / 2 - 0.5, top - 0.6, title, ha="center", va="bottom", fontsize=7)
+    for number, title in enumerate(titles):
+        x = lefts[number % columns] + width / 2 - 0.5
+        y = tops[number // columns] - 0.6
+        axes.text(x, y, title, ha="center", va="bottom", fontsize=7)
     axes.set_frame_on(False)
     axes.set_anchor("N")
     axes.set(xticks=[], yticks=[])
     axes.tick_params(length=0)
-    return axes.imshow(mosaic, cmap=GRAY, **scale), tops, lefts
+    return axes.imshow(mosaic, cmap=GRAY_COLORMAP, vmin=vmin, vmax=vmax), tops, lefts
 
 
-# A linear classifier, which tells how readable the class is inside a network (Zeiler & Fergus, Table 7) --------------
+# Linear probes: linear classifiers on the features of a network (the paper, Table 7) ------------------------
 
-RIDGE_STRENGTHS = (0.01, 0.1, 1.0)
-RIDGE_IMAGES = 5000  # training images, the first
+RIDGE_PENALTIES = (0.01, 0.1, 1.0)
+RIDGE_IMAGES = 5000  # number of training images that a probe is given
 
 
-def ridge_classifiers(features, labels, classes, strengths):
-    """Return a linear classifier for each strength, in closed form: ridge regression on the classes as 0 and 1.
+def ridge_classifiers(features, labels, classes, penalties):
+    """Fit a linear classifier for each penalty by ridge regression on one-hot labels, in closed form.
 
-    features: float32 (N, D); labels: int64 (N,); strengths: of the penalty on the squared weights, in multiples of the
-    features' mean sum of squared deviations. Each is (weights, bias), float32 (D, classes) and (classes,); the bias
-    bears no penalty.
+    features: float32 (N, D); labels: int64 (N,); classes: the number of classes; penalties: on the squared
+    weights but not the bias, in multiples of the features' mean sum of squared deviations. Returns a list of
+    (weights, bias), float32 (D, classes) and (classes,).
     """
-    centre, targets = features.mean(0), F.one_hot(labels, classes).float()
-    centred, answers = features - centre, targets - targets.mean(0)
-    is_wide = features.shape[1] > len(features)  # then the smaller system is the one between images, its dual
-    products = centred @ centred.T if is_wide else centred.T @ centred
-    responses = answers if is_wide else centred.T @ answers
-    found, deviation = [], products.trace() / features.shape[1]
-    for strength in strengths:
-        penalty = strength * deviation + 1e-6  # features that are the same for all images have no deviation
-        factor = torch.linalg.cholesky(products + penalty * torch.eye(len(products)))
-        solved = torch.cholesky_solve(responses, factor)
-        weights = (solved.T @ centred).T if is_wide else solved  # along the rows: faster than centred.T @ solved
-        found.append((weights, targets.mean(0) - centre @ weights))
-    return found
+    targets = F.one_hot(labels, classes).float()
+    feature_mean = features.mean(0)
+    target_mean = targets.mean(0)
+    centered = features - feature_mean
+    centered_targets = targets - target_mean
+
+    is_dual = features.shape[1] > len(features)  # then the system of the images is the smaller one
+    if is_dual:
+        products = centered @ centered.T
+        right_side = centered_targets
+    else:
+        products = centered.T @ centered
+        right_side = centered.T @ centered_targets
+    scale = products.trace() / features.shape[1]
+
+    classifiers = []
+    for penalty in penalties:
+        ridge = penalty * scale + 1e-6  # the scale is 0 if the features are the same for all images
+        factor = torch.linalg.cholesky(products + ridge * torch.eye(len(products)))
+        solution = torch.cholesky_solve(right_side, factor)
+        weights = (solution.T @ centered).T if is_dual else solution  # faster than centered.T @ solution
+        classifiers.append((weights, target_mean - feature_mean @ weights))
+    return classifiers
 
 
-def readable(features, labels, test_features, test_labels, classes):
-    """Return the accuracy in percent on test features of a ridge classifier that was fitted to features (N, D).
+def classifier_accuracy(classifier, features, labels):
+    """Return the accuracy in percent of a linear classifier (weights, bias) on features (N, D)."""
+    weights, bias = classifier
+    predicted = (features @ weights + bias).argmax(1)
+    return 100 * (predicted == labels).double().mean().item()
 
-    The strength is the one of RIDGE_STRENGTHS that is best on the last fifth of the features, which are not fitted.
+
+def linear_probe_accuracy(features, labels, test_features, test_labels, classes):
+    """Return the accuracy in percent on the test features of a ridge classifier fitted to features (N, D).
+
+    It is fitted to the first four fifths of the features; the last fifth selects the penalty.
     """
     fitted = len(features) * 4 // 5
-    found = ridge_classifiers(features[:fitted], labels[:fitted], classes, RIDGE_STRENGTHS)
-
-    def right(classifier, features, labels):
-        weights, bias = classifier
-        return 100 * ((features @ weights + bias).argmax(1) == labels).double().mean().item()
-
-    best = max(found, key=lambda classifier: right(classifier, features[fitted:], labels[fitted:]))
-    return right(best, test_features, test_labels)
+    classifiers = ridge_classifiers(features[:fitted], labels[:fitted], classes, RIDGE_PENALTIES)
+    accuracies = [classifier_accuracy(each, features[fitted:], labels[fitted:]) for each in classifiers]
+    best = classifiers[accuracies.index(max(accuracies))]
+    return classifier_accuracy(best, test_features, test_labels)
 
 
-# Figures of a convolutional network ----------------------------------------------------------------------------------
+# Figures of a convolutional network -------------------------------------------------------------------------
 
 
-def convolutions(model):
-    """Return the names of the network's convolutions, the first one first."""
+def convolution_names(model):
+    """Return the names of the network's convolutions in order."""
     return [name for name, layer in model.layers.named_children() if isinstance(layer, nn.Conv2d)]
 
 
 def first_kernels(model):
     """Return the kernels of the first convolution, float32 (maps, height, width)."""
-    return getattr(model.layers, convolutions(model)[0]).weight.detach()[:, 0].float()
+    first = convolution_names(model)[0]
+    return getattr(model.layers, first).weight.detach()[:, 0].float()
 
 
-def activations_of(model, images):
-    """Return each convolution's activations after ReLU, by name, float32 (N, C, H, W); images: (N, H, W), 0 to 255."""
+def rectified_activations(model, images):
+    """Return the output of each convolution after ReLU, float32 (N, C, H, W) by name.
+
+    images: (N, H, W), gray values from 0 to 255.
+    """
     outputs = model.outputs(images)
-    return {name: F.relu(outputs[name].float()) for name in convolutions(model)}
+    return {name: F.relu(outputs[name].float()) for name in convolution_names(model)}
+
+
+CHANGED_BELOW = 0.9  # a kernel has changed if its cosine similarity to the untrained one is lower
+
+
+def filters_title(changed, kernels, layer, epoch):
+    """Return the title of filters. changed, kernels: the number of kernels that changed, and of all."""
+    change = f"{changed} of {kernels} kernels of {layer} changed by epoch {epoch}"
+    return f"{change} (cosine similarity to the start below {CHANGED_BELOW})"
 
 
 @figure(has_convolutions)
 def filters(run):
-    """Draw the first convolution's kernels before and after training, on one scale."""
-    start, trained = first_kernels(run.untrained_model()), first_kernels(run.model)
-    drawn, limit = Figure(figsize=(WIDTH, 3.6)), max(start.abs().max(), trained.abs().max()).item()
-    panels = drawn.subplots(2, 1)
-    numbers = [f"{number}" for number in range(len(start))]
-    for axes, (title, kernels) in zip(panels, {"at the start": start, "trained": trained}.items(), strict=True):
-        picture, *_ = draw_mosaic(axes, kernels, numbers, columns=16, gap=1, room=2, vmin=-limit, vmax=limit)
-        axes.set(title=title)
-    drawn.colorbar(picture, ax=panels, label="weight", shrink=0.5)
-    changed = int((F.cosine_similarity(start.flatten(1), trained.flatten(1)) < 0.9).sum())
-    about = f"{changed} of {len(start)} kernels have changed by epoch {len(run.history)}"
-    drawn.suptitle(f"{about} (cosine to their start below 0.9): {convolutions(run.model)[0]}\n{run.title}")
-    return drawn
+    """Draw the kernels of the first convolution before and after training."""
+    trained = first_kernels(run.model)
+    untrained = first_kernels(run.untrained_model())
+    similarities = F.cosine_similarity(untrained.flatten(1), trained.flatten(1))
+    changed = int((similarities < CHANGED_BELOW).sum())
+
+    fig = Figure(figsize=(FIGURE_WIDTH, 3.6))
+    states = (("untrained", untrained), ("trained", trained))
+    for axes, (state, kernels) in zip(fig.subplots(2, 1), states, strict=True):
+        limit = kernels.abs().max().item()
+        numbers = [str(number) for number in range(len(kernels))]
+        image, _, _ = draw_mosaic(axes, kernels, numbers, columns=16, gap=1, room=2, vmin=-limit, vmax=limit)
+        axes.set_title(f"{state}, gray scale from -{limit:.2f} to {limit:.2f}")
+        fig.colorbar(image, ax=axes, label="weight")
+    layer = convolution_names(run.model)[0]
+    fig.suptitle(f"{filters_title(changed, len(trained), layer, run.epoch)}\n{run.title}")
+    return fig
 
 
 @torch.inference_mode()
 def activation_statistics(model, images, batch_size=250):
-    """Return statistics of each convolution's activations after ReLU over images (N, H, W).
+    """Return statistics of the rectified_activations of images (N, H, W), a dict of float64 arrays by layer.
 
-    For each layer a dict of float64 arrays: image_mean (N,), each image's mean over maps and positions; and by feature
-    map mean (C,) and std (C,) over images and positions, zeros (C,) in percent.
+    image_mean (N,): mean over feature maps and positions; mean (C,) and std (C,): over images and positions;
+    zeros (C,): percentage of the activations that are zero.
     """
     collected = {}
     for batch in images.split(batch_size):
-        for layer, maps in activations_of(model, batch).items():
-            pieces = [maps.mean((2, 3)), maps.square().mean((2, 3)), (maps == 0).float().mean((2, 3))]
-            collected.setdefault(layer, []).append(torch.stack(pieces).double())
+        for layer, maps in rectified_activations(model, batch).items():
+            means = [values.mean((2, 3)) for values in (maps, maps.square(), (maps == 0).float())]
+            collected.setdefault(layer, []).append(torch.stack(means).double())
+
     statistics = {}
-    for layer, pieces in collected.items():
-        mean, square, zeros = torch.cat(pieces, dim=1).numpy()  # each (N, C)
+    for layer, batches in collected.items():
+        mean, square, zeros = torch.cat(batches, dim=1).numpy()  # each (N, C)
         statistics[layer] = {
             "image_mean": mean.mean(1),
             "mean": mean.mean(0),
@@ -368,174 +581,222 @@ def activation_statistics(model, images, batch_size=250):
     return statistics
 
 
+def activations_title(statistics):
+    """Return the title of activations, from the activation_statistics."""
+    shares = [f"{values['zeros'].mean():.0f} % of {layer}'s" for layer, values in statistics.items()]
+    zeros = np.concatenate([values["zeros"] for values in statistics.values()])
+    silent = f"{(zeros == 100).sum()} of {len(zeros)} feature maps never fire"
+    return f"ReLU sets {' and '.join(shares)} activations to zero; {silent}"
+
+
 @figure(has_convolutions)
 def activations(run):
-    """Draw the statistics of the activations over the test images."""
+    """Draw statistics of the activations of each convolution over the test images."""
     statistics = activation_statistics(run.model, run.data.test.images)
-    drawn = Figure(figsize=(WIDTH, 2.6 * len(statistics)))
-    for row, (layer, values) in zip(drawn.subplots(len(statistics), 3, squeeze=False), statistics.items(), strict=True):
-        mean, std = values["image_mean"].mean(), values["image_mean"].std()
-        row[0].hist(values["image_mean"], bins=50, color="0.6")
-        row[0].axvline(mean, color="black", linewidth=1, label=f"mean {mean:.3f}")
-        row[0].axvspan(mean - std, mean + std, color=AFTER, alpha=0.2, label=f"± std {std:.3f}")
-        row[0].set(title=f"{layer}: across images", xlabel="mean activation of an image", ylabel="images")
+    fig = Figure(figsize=(FIGURE_WIDTH, 2.6 * len(statistics)))
+    grid = fig.subplots(len(statistics), 3, squeeze=False)
+    for (left, middle, right), (layer, values) in zip(grid, statistics.items(), strict=True):
+        mean = values["image_mean"].mean()
+        std = values["image_mean"].std()
+        label = f"mean ± standard deviation {std:.3f}"
+        left.hist(values["image_mean"], bins=50, color="0.6")
+        left.axvline(mean, color="black", linewidth=1, label=f"mean {mean:.3f}")
+        left.axvspan(mean - std, mean + std, color=AFTER_COLOR, alpha=0.2, label=label)
+        left.set(title=f"{layer}: images", xlabel="mean activation of an image", ylabel="test images")
+
         order = values["mean"].argsort()[::-1]
-        ranks, means, tops = range(len(order)), values["mean"][order], (values["mean"] + values["std"])[order]
-        row[1].bar(ranks, means, color="0.6", label="mean")
-        row[1].vlines(ranks, means, tops, color=AFTER, linewidth=1, label="+ std")
-        row[1].set(title=f"{layer}: by feature map", xlabel="feature maps, ranked by mean", ylabel="activation")
-        row[2].bar(ranks, values["zeros"][order], color="0.6")
-        row[2].axhline(values["zeros"].mean(), color=AFTER, linewidth=1)
-        row[2].set(title=f"{layer}: zeros", xlabel="feature maps, ranked by mean", ylabel="zeros in %", ylim=(0, 100))
-        for axes in row[:2]:
-            axes.legend(fontsize=7)
-    zeros = " and ".join(f"{values['zeros'].mean():.0f} % of {layer}'s" for layer, values in statistics.items())
-    drawn.suptitle(f"{zeros} activations after ReLU are zero ({len(run.data.test.images):,} test images)\n{run.title}")
-    return drawn
+        ranks = range(len(order))
+        means = values["mean"][order]
+        tops = means + values["std"][order]
+        middle.bar(ranks, means, color="0.6", label="mean")
+        middle.vlines(ranks, means, tops, color=AFTER_COLOR, linewidth=1, label="mean + standard deviation")
+        middle.set(title=f"{layer}: feature maps", xlabel="feature maps, ranked by mean", ylabel="activation")
+
+        zeros = values["zeros"]
+        right.bar(ranks, zeros[order], color="0.6")
+        right.axhline(zeros.mean(), color=AFTER_COLOR, linewidth=1, label=f"mean {zeros.mean():.0f} %")
+        right.set(title=f"{layer}: zeros", xlabel="feature maps, ranked by mean", ylabel="zeros in %")
+        right.set_ylim(0, 100)
+        for axes in (left, middle, right):
+            axes.legend(fontsize=7, frameon=True)
+    fig.suptitle(f"{activations_title(statistics)}\n{run.title}")
+    return fig
 
 
 @torch.inference_mode()
 def layer_features(model, images, batch_size=500):
-    """Return the pixels of images (N, H, W) and each rectified layer by the name of what it rectifies, (N, D) each."""
+    """Return the inputs of linear probes, float32 (N, D) by name: the pixels, and each layer after its ReLU.
+
+    images: (N, H, W), gray values from 0 to 255. The names are those of the layers that a ReLU follows.
+    """
     collected = {"pixels": [images.flatten(1).float() / 255]}
     for batch in images.split(batch_size):
-        before = None
+        previous = None
         for name, output in model.outputs(batch).items():
             if isinstance(getattr(model.layers, name), nn.ReLU):
-                collected.setdefault(before, []).append(output.float().flatten(1))
-            before = name
-    return {name: torch.cat(parts) for name, parts in collected.items()}
+                collected.setdefault(previous, []).append(output.float().flatten(1))
+            previous = name
+    return {name: torch.cat(batches) for name, batches in collected.items()}
 
 
-def readable_layers(run):
-    """Return how readable the class is from each layer, in percent of the test images, by layer, trained and not."""
-    found, train, test = {}, run.data.train, run.data.test
-    for state, model in {"trained": run.model, "untrained": run.untrained_model()}.items():
-        fitted, tested = (layer_features(model, images) for images in (train.images[:RIDGE_IMAGES], test.images))
-        labels = train.labels[:RIDGE_IMAGES], test.labels
-        pairs = {layer: (features, labels[0], tested[layer], labels[1]) for layer, features in fitted.items()}
-        found[state] = {layer: readable(*pair, len(run.data.classes)) for layer, pair in pairs.items()}
-    return found
+@table("layers")
+def probe_layers(run):
+    """Return columns and rows of a table: the accuracy in percent of a linear probe on each layer."""
+    networks = {"trained": run.model, "untrained": run.untrained_model()}
+    train = run.data.train
+    test = run.data.test
+    classes = len(run.data.classes)
+    labels = train.labels[:RIDGE_IMAGES]
+
+    rows = []
+    for network, model in networks.items():
+        features = layer_features(model, train.images[:RIDGE_IMAGES])
+        test_features = layer_features(model, test.images)
+        for layer in features:
+            tested = test_features[layer]
+            accuracy = linear_probe_accuracy(features[layer], labels, tested, test.labels, classes)
+            rows.append((run.epoch, network, layer, accuracy))
+    return ("epoch", "network", "layer", "accuracy"), rows
+
+
+def layers_title(accuracies):
+    """Return the title of layers. accuracies: percent by layer, of the trained network."""
+    reached = [f"{accuracy:.0f} % on {layer}" for layer, accuracy in accuracies.items()]
+    return f"After training, linear probes reach {', '.join(reached)}"
 
 
 @figure(has_convolutions)
 def layers(run):
-    """Draw, as in Table 7, how readable the class is for a linear classifier, layer by layer, trained and untrained."""
-    found = readable_layers(run)
-    drawn = Figure(figsize=(WIDTH, 3.6))
-    axes = drawn.subplots()
-    axes.axhline(run.history[-1]["test_accuracy"], color=OTHER, linestyle="--", label="the network's own answer")
-    for (state, line), colour, away in zip(found.items(), (AFTER, BEFORE), (7, -14), strict=True):
-        axes.plot(*zip(*line.items(), strict=True), "o-", color=colour, label=f"{state} network")
-        look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "bbox": {"color": "white", "pad": 0.5}}
-        for name, value in line.items():
-            axes.annotate(f"{value:.1f}", (name, value), (0, away), **look)
-    axes.set(xlabel="what the linear classifier is given", ylabel="accuracy in %", ylim=(0, 100))
+    """Draw the accuracy of a linear probe on each layer, before and after training (the paper, Table 7)."""
+    columns, rows = probe_layers(run)
+    accuracies = {"trained": {}, "untrained": {}}
+    for _, network, layer, accuracy in rows:
+        accuracies[network][layer] = accuracy
+
+    fig = Figure(figsize=(FIGURE_WIDTH, 3.6))
+    axes = fig.subplots()
+    axes.axhline(run.test_accuracy(run.epoch), color=ACCENT_COLOR, linestyle="--", label="trained network")
+    for network, color, offset in (("trained", AFTER_COLOR, 7), ("untrained", BEFORE_COLOR, -14)):
+        names = list(accuracies[network])
+        values = list(accuracies[network].values())
+        axes.plot(names, values, "o-", color=color, label=f"linear probes, {network} network")
+        for name, value in zip(names, values, strict=True):
+            axes.annotate(f"{value:.1f}", (name, value), (0, offset), textcoords="offset points", ha="center")
+    axes.set(xlabel="input of the linear probe", ylabel="test accuracy in %", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower right")
-    accuracies = ", ".join(f"{layer} {value:.0f} %" for layer, value in found["trained"].items())
-    drawn.suptitle(f"A ridge classifier (of {RIDGE_IMAGES:,} images) reads from {accuracies}\n{run.title}")
-    rows = [(state, layer, value) for state, line in found.items() for layer, value in line.items()]
-    return {"layers.png": drawn, "layers.csv": csv_text(("network", "layer", "accuracy"), rows)}
+    fig.suptitle(f"{layers_title(accuracies['trained'])}\n{run.title}")
+    return {"layers.png": fig, "layers.csv": format_table(columns, rows)}
 
 
-# The deconvolutional network of Zeiler & Fergus (2013), arXiv:1311.2901, section 2.1 ---------------------------------
+# The deconvolutional network of Zeiler & Fergus (2013), arXiv:1311.2901, section 2.1 -----------------------
 
 
 def layers_up_to(model, layer):
-    """Return the network's layers by name, from the first to the one called layer."""
-    layers = dict(model.layers.named_children())
-    return dict(itertools.islice(layers.items(), list(layers).index(layer) + 1))
+    """Return the network's layers by name, in forward order, up to and including the one named `layer`."""
+    names = [name for name, _ in model.layers.named_children()]
+    return dict(model.layers[: names.index(layer) + 1].named_children())
 
 
 def find_switches(model, outputs):
-    """Return where each pooling's maxima stood, by its name, and the size that it pooled; outputs: by layer.
+    """Return the switches of each max pooling by its name: the positions of the maxima, and the input's size.
 
-    ReLU comes before pooling here, as in the paper, whatever order training uses.
+    outputs: the output of each layer by name, from model.outputs. The positions are int64 (N, C, H, W).
+    As in the paper, the maps are rectified before they are pooled, even if the network pools first.
     """
-    switches, before = {}, None
-    for name, layer in model.layers.named_children():
-        if isinstance(layer, nn.MaxPool2d):
-            rectified = F.relu(outputs[before].float())
-            _, places = F.max_pool2d(rectified, layer.kernel_size, layer.stride, return_indices=True)
-            switches[name] = places, rectified.shape[2:]
-        before = name
+    switches = {}
+    previous = None
+    for name, module in model.layers.named_children():
+        if isinstance(module, nn.MaxPool2d):
+            rectified = F.relu(outputs[previous].float())
+            _, positions = F.max_pool2d(rectified, module.kernel_size, module.stride, return_indices=True)
+            switches[name] = (positions, rectified.shape[2:])
+        previous = name
     return switches
 
 
 def project_back(model, layer, maps, switches):
     """Project activations (N, C, H, W) of a layer back to pixels, float32 (N, 1, H, W), as in section 2.1.
 
-    From layer to layer: unpool with the switches, rectify, filter with the transposed kernels; no biases anywhere, and
-    the pixels are not rectified.
+    maps: zero except for the activations to explain. switches: from find_switches.
+    Going backwards, each pooling is undone with its switches, and each convolution by ReLU and the transposed
+    convolution. No biases are added, and the resulting pixels are not rectified.
     """
-    for name, each in reversed(layers_up_to(model, layer).items()):
-        if isinstance(each, nn.MaxPool2d):
-            places, size = switches[name]
-            maps = F.max_unpool2d(maps, places, each.kernel_size, each.stride, output_size=size)
-        elif isinstance(each, nn.Conv2d):
-            maps = F.conv_transpose2d(F.relu(maps), each.weight, stride=each.stride, padding=each.padding)
+    for name, module in reversed(layers_up_to(model, layer).items()):
+        if isinstance(module, nn.MaxPool2d):
+            positions, size = switches[name]
+            maps = F.max_unpool2d(maps, positions, module.kernel_size, module.stride, output_size=size)
+        elif isinstance(module, nn.Conv2d):
+            rectified = F.relu(maps)
+            maps = F.conv_transpose2d(rectified, module.weight, stride=module.stride, padding=module.padding)
     return maps
-
-
-def strongest_alone(maps, feature_maps):
-    """Return maps (N, C, H, W) with one value kept an image: the strongest of its map in feature_maps, int64 (N,)."""
-    images, kept = torch.arange(len(maps)), torch.zeros(maps.shape)
-    strengths, positions = maps[images, feature_maps].flatten(1).max(1)
-    kept.flatten(2)[images, feature_maps, positions] = strengths
-    return kept
 
 
 @torch.inference_mode()
 def deconvolve(model, images, layer, feature_maps):
-    """Show what excites a feature map most: project its strongest activation back to pixels (section 2.1).
+    """Reconstruct the pattern that activates a feature map in each image (section 2.1).
 
-    images: (N, H, W), 0 to 255; layer: a convolution or a pooling; feature_maps: int64 (N,), one an image.
+    The strongest activation of the map is projected back to pixels. images: (N, H, W), gray values 0 to 255.
+    layer: name of a convolution or a pooling. feature_maps: the number of the map for each image, int64 (N,).
     Returns float32 (N, 1, H, W).
     """
     outputs = model.outputs(images)
-    alone = strongest_alone(F.relu(outputs[layer].float()), feature_maps)
-    return project_back(model, layer, alone, find_switches(model, outputs))
+    maps = F.relu(outputs[layer].float())
+    numbers = torch.arange(len(maps))
+    values, positions = maps[numbers, feature_maps].flatten(1).max(1)
+    strongest = torch.zeros(maps.shape)
+    strongest.flatten(2)[numbers, feature_maps, positions] = values
+    return project_back(model, layer, strongest, find_switches(model, outputs))
 
 
-class Exciting(NamedTuple):
-    """The images that excite each feature map of a layer most, strongest first, each (count, C).
+class TopActivations(NamedTuple):
+    """The images that activate each feature map of a layer most, the strongest first.
 
-    strengths: float32 activations; images: int64 numbers; rows, columns: int64, the activation's place in the map.
+    All fields are (count, C). values: the activations, float32. images: the numbers of the images, int64.
+    rows, columns: the positions of the activations in the feature map, int64.
     """
 
-    strengths: torch.Tensor
+    values: torch.Tensor
     images: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
 
 
 @torch.inference_mode()
-def most_exciting(model, images, count=9, batch_size=250):
-    """Return the Exciting images for each convolution, by name, found in one pass over images (N, H, W)."""
-    collected, widths = {}, {}
+def top_activations(model, images, count=9, batch_size=250):
+    """Return the TopActivations of each convolution, by its name. Each image counts once per feature map.
+
+    images: (N, H, W), gray values 0 to 255. count: the number of images for each feature map.
+    """
+    maxima_by_layer = {}
+    positions_by_layer = {}
+    width_by_layer = {}
     for batch in images.split(batch_size):
-        for layer, maps in activations_of(model, batch).items():
-            strongest = F.max_pool2d(maps, maps.shape[2:], return_indices=True)
-            collected.setdefault(layer, []).append([values.flatten(1) for values in strongest])
-            widths[layer] = maps.shape[3]
-    found = {}
-    for layer, batches in collected.items():
-        strengths, positions = (torch.cat(parts) for parts in zip(*batches, strict=True))  # each (N, C)
-        strengths, numbers = strengths.topk(count, dim=0)
-        positions, width = positions.gather(0, numbers), widths[layer]
-        found[layer] = Exciting(strengths, numbers, positions // width, positions % width)
-    return found
+        for layer, maps in rectified_activations(model, batch).items():
+            maxima, positions = F.max_pool2d(maps, maps.shape[2:], return_indices=True)
+            maxima_by_layer.setdefault(layer, []).append(maxima.flatten(1))
+            positions_by_layer.setdefault(layer, []).append(positions.flatten(1))
+            width_by_layer[layer] = maps.shape[3]
+
+    result = {}
+    for layer, width in width_by_layer.items():
+        values, numbers = torch.cat(maxima_by_layer[layer]).topk(count, dim=0)
+        positions = torch.cat(positions_by_layer[layer]).gather(0, numbers)
+        result[layer] = TopActivations(values, numbers, positions // width, positions % width)
+    return result
 
 
 def receptive_field(model, layer):
-    """Return (size, stride, offset) in pixels: unit i of the layer sees the pixels from offset + stride * i on."""
+    """Return the receptive field of a layer's units, along each axis, as (size, stride, offset) in pixels.
+
+    Unit i sees `size` pixels, and the first of them is offset + stride * i.
+    """
     size, stride, offset = 1, 1, 0
-    for each in layers_up_to(model, layer).values():
-        if isinstance(each, nn.Conv2d):
-            kernel, step, padding = each.kernel_size[0], each.stride[0], each.padding[0]
-        elif isinstance(each, nn.MaxPool2d):
-            kernel, step, padding = each.kernel_size, each.stride, each.padding
+    for module in layers_up_to(model, layer).values():
+        if isinstance(module, nn.Conv2d):
+            kernel, step, padding = module.kernel_size[0], module.stride[0], module.padding[0]
+        elif isinstance(module, nn.MaxPool2d):
+            kernel, step, padding = module.kernel_size, module.stride, module.padding
         else:
             continue
         offset -= padding * stride
@@ -545,125 +806,210 @@ def receptive_field(model, layer):
 
 
 def cut_patches(model, layer, images, rows, columns):
-    """Cut the receptive field of a unit out of each image (N, H, W): float32 (N, size, size), NaN outside the image.
+    """Cut the receptive field of one unit out of each image (N, H, W).
 
-    rows, columns: int64 (N,), the units' places in a map of the layer.
+    rows, columns: the position of the unit in a feature map of the layer, int64 (N,).
+    Returns float32 (N, size, size), with NaN beyond the edges of the image.
     """
     size, stride, offset = receptive_field(model, layer)
-    padded = F.pad(images.float(), (size,) * 4, value=math.nan)
-    corners = (size + offset + stride * torch.stack([rows, columns], dim=1)).tolist()
-    cut = [image[y : y + size, x : x + size] for (y, x), image in zip(corners, padded, strict=True)]
-    return torch.stack(cut)
+    padded = F.pad(images.float(), (size, size, size, size), value=math.nan)
+    tops = (size + offset + stride * rows).tolist()
+    lefts = (size + offset + stride * columns).tolist()
+    patches = []
+    for image, top, left in zip(padded, tops, lefts, strict=True):
+        patches.append(image[top : top + size, left : left + size])
+    return torch.stack(patches)
 
 
-def exciting_patches(model, layer, images, exciting, feature_maps):
-    """Return the reconstructions from the images that excite some feature maps most, and these images' patches.
+def top_patches(model, layer, images, top, feature_maps):
+    """Return what activates some feature maps most: (reconstructions, image patches).
 
-    feature_maps: int64 (M,). Both float32 (M, count, size, size), cut to the units' receptive fields.
+    images: (N, H, W), gray values 0 to 255. top: the layer's TopActivations. feature_maps: int64 (M,).
+    Both results are float32 (M, count, size, size), cut by cut_patches.
     """
-    numbers, rows, columns = (values[:, feature_maps].T.flatten() for values in exciting[1:])
-    repeated = feature_maps.repeat_interleave(len(exciting.images))
-    reconstructions = deconvolve(model, images[numbers], layer, repeated).squeeze(1)
-    patches = [cut_patches(model, layer, pictures, rows, columns) for pictures in (reconstructions, images[numbers])]
-    return [cut.unflatten(0, (len(feature_maps), -1)) for cut in patches]
+    count = len(top.images)
+    chosen = images[top.images[:, feature_maps].T.flatten()]
+    rows = top.rows[:, feature_maps].T.flatten()
+    columns = top.columns[:, feature_maps].T.flatten()
+
+    projections = deconvolve(model, chosen, layer, feature_maps.repeat_interleave(count)).squeeze(1)
+    reconstructions = cut_patches(model, layer, projections, rows, columns)
+    patches = cut_patches(model, layer, chosen, rows, columns)
+    return reconstructions.unflatten(0, (-1, count)), patches.unflatten(0, (-1, count))
 
 
-def scaled(images, quantile=1.0):
-    """Divide images (M, ...) by a quantile of their absolute values, NaN aside: black is -1, white 1."""
-    limits = images.abs().flatten(1).nanquantile(quantile, dim=1).clamp(min=1e-12)
-    return (images / limits.view(-1, *[1] * (images.dim() - 1))).clamp(-1, 1)
+def scale_symmetric(images, quantile=1.0):
+    """Divide each of the images (M, ...) by a quantile of its absolute values and clamp it to [-1, 1].
+
+    NaNs are ignored and kept.
+    """
+    flat = images.flatten(1)
+    limits = flat.abs().nanquantile(quantile, dim=1, keepdim=True).clamp(min=1e-12)
+    return (flat / limits).clamp(-1, 1).view(images.shape)
 
 
-def inside_first(model, layer, exciting, image_size, count):
-    """Return the count feature maps, int64 in rising order, whose exciting patches lie inside the image most often.
+def select_inner_maps(model, layer, top, image_size, count):
+    """Return the `count` feature maps whose top patches lie within the image most often, int64, ascending.
 
-    Of maps that are equal in that, the strongest.
+    Equal maps are ranked by their strongest activation. top: the layer's TopActivations.
+    image_size: height and width in pixels.
     """
     size, stride, offset = receptive_field(model, layer)
-    starts = torch.stack([offset + stride * places for places in (exciting.rows, exciting.columns)])
-    inside = ((starts >= 0) & (starts + size <= image_size)).all(0).sum(0)  # (C,)
-    strength = exciting.strengths[0] / exciting.strengths[0].max()
-    return (inside + strength).topk(min(count, len(inside))).indices.sort().values
+    corners = offset + stride * torch.stack([top.rows, top.columns])  # the first pixels of the patches
+    is_inside = ((corners >= 0) & (corners + size <= image_size)).all(0)
+    relative_strength = top.values[0] / top.values[0].max()  # at most 1: decides between equal counts
+    ranking = is_inside.sum(0) + relative_strength
+    return ranking.topk(min(count, len(ranking))).indices.sort().values
+
+
+def selected_maps(run, count):
+    """Return the result of select_inner_maps for each convolution but the first, by layer.
+
+    The first convolution is left out because its reconstructions are its kernels.
+    """
+    image_size = run.data.test.images.shape[1]
+    maps = {}
+    for layer in convolution_names(run.model)[1:]:
+        maps[layer] = select_inner_maps(run.model, layer, run.top_activations[layer], image_size, count)
+    return maps
 
 
 def draw_pairs(reconstructions, patches, titles, columns=4):
-    """Draw each feature map's reconstructions, on a scale of their own, beside the patches, both (M, 9, size, size)."""
+    """Return a Figure with the reconstructions of each feature map beside the image patches.
+
+    reconstructions, patches: float32 (M, 9, size, size), from top_patches. titles: one per feature map.
+    """
     from torchvision.utils import make_grid
 
-    gray, sheet = 0.5 + 0.5 * scaled(reconstructions, quantile=0.995), {"nrow": 3, "padding": 1, "pad_value": math.nan}
-    pairs = zip(gray, patches / 255, strict=True)
-    blocks = torch.stack([torch.cat([make_grid(each[:, None], **sheet)[0] for each in pair], 1) for pair in pairs])
-    height, width = blocks.shape[1:]
-    room, rows = height // 6, math.ceil(len(blocks) / columns)
-    drawn = Figure(figsize=(WIDTH, rows / columns * WIDTH * (height + room + 4) / (width + 4) + 0.6))
-    axes = drawn.subplots()
-    draw_mosaic(axes, blocks, titles, columns, gap=4, room=room, vmin=0, vmax=1)
-    axes.set_title("left: reconstructions, zero gray, each map scaled alone; right: patches, tinted outside the image")
-    return drawn
+    brightness = 0.5 + 0.5 * scale_symmetric(reconstructions, quantile=0.995)
+    blocks = []
+    for map_reconstructions, map_patches in zip(brightness, patches / 255, strict=True):
+        left = make_grid(map_reconstructions[:, None], nrow=3, padding=1, pad_value=math.nan)[0]
+        right = make_grid(map_patches[:, None], nrow=3, padding=1, pad_value=math.nan)[0]
+        blocks.append(torch.cat([left, right], dim=1))
+
+    height, width = blocks[0].shape
+    room = height // 6
+    rows = math.ceil(len(blocks) / columns)
+    mosaic_height = rows / columns * FIGURE_WIDTH * (height + room + 4) / (width + 4)
+    fig = Figure(figsize=(FIGURE_WIDTH, mosaic_height + 0.7))
+    axes = fig.subplots()
+    draw_mosaic(axes, torch.stack(blocks), titles, columns, gap=4, room=room, vmin=0, vmax=1)
+    axes.set_xlabel("left: reconstructions (gray: zero; one scale per map); right: patches (tinted: outside)")
+    return fig
 
 
-def maps_inside(run, count):
-    """Return the maps of inside_first by layer, without the first one's, whose reconstructions are its kernels."""
-    layers, size = list(run.exciting)[1:], run.data.test.images.shape[1]
-    return {layer: inside_first(run.model, layer, run.exciting[layer], size, count) for layer in layers}
+def pattern_similarity(reconstructions):
+    """Return two mean cosines, (within, between), of the reconstructions (M, count, size, size) of M maps.
 
-
-@figure(has_convolutions)
-def deconv(run, count=16):
-    """Draw, as in Fig. 2, what excites feature maps most: reconstructions beside patches of the images."""
-    images, made = run.data.test.images, {}
-    for layer, maps in maps_inside(run, count).items():
-        reconstructions, patches = exciting_patches(run.model, layer, images, run.exciting[layer], maps)
-        drawn = draw_pairs(reconstructions, patches, [f"map {number}" for number in maps])
-        values = reconstructions.nan_to_num().flatten(2)
-        alike = F.cosine_similarity(values[:, 1:], values[:, :1], dim=2).mean()
-        about = f"What excites {len(maps)} maps of {layer} most (reconstructions within a map: cosine {alike:.2f})"
-        drawn.suptitle(f"{about}\n{run.title}")
-        made[f"deconv_{layer}.png"] = drawn
-    return made
-
-
-def evolving_patches(models, strongest, images, maps):
-    """Return each model's strongest reconstruction of some feature maps, of the image that excites it most.
-
-    strongest: most_exciting of each model; images: (N, H, W); maps: int64 (M,) by layer. Returns by layer the
-    reconstructions, float32 (M, models, size, size) cut to the receptive field, and the strengths, (M, models).
+    within: between the strongest reconstruction of a map, which is its first, and the others of that map.
+    between: between the strongest reconstructions of different maps.
     """
-    found = {layer: [] for layer in maps}
-    for model, exciting in zip(models, strongest, strict=True):
-        for layer, chosen in maps.items():
-            reconstructions, _ = exciting_patches(model, layer, images, exciting[layer], chosen)
-            found[layer].append((reconstructions[:, 0], exciting[layer].strengths[0, chosen]))
-    return {layer: [torch.stack(parts, 1) for parts in zip(*pairs, strict=True)] for layer, pairs in found.items()}
+    vectors = reconstructions.nan_to_num().flatten(2)
+    within = F.cosine_similarity(vectors[:, 1:], vectors[:, :1], dim=2).mean()
+    cosines = F.cosine_similarity(vectors[None, :, 0], vectors[:, None, 0], dim=2)
+    between = cosines[~torch.eye(len(cosines), dtype=torch.bool)].mean()
+    return within.item(), between.item()
 
 
-@figure(has_convolutions)
-def evolution(run, count=8, epochs=(0, 1, 2, 5)):
-    """Draw, as in Fig. 4, the strongest reconstruction of some feature maps as training goes on."""
-    images, last = run.data.test.images, len(run.history)
-    epochs = [*(epoch for epoch in epochs if epoch < last), last]
-    maps = maps_inside(run, count)
-    models = [*map(run.snapshot, epochs[:-1]), run.model]
-    strongest = [*(most_exciting(model, images, count=1) for model in models[:-1]), run.exciting]
-    evolved = evolving_patches(models, strongest, images, maps)
-    drawn = Figure(figsize=(WIDTH, 1.15 * len(epochs) * len(maps) + 1))
-    panels = drawn.subplots(len(maps), squeeze=False).flat
-    for axes, (layer, (pictures, strengths)) in zip(panels, evolved.items(), strict=True):
-        titles, size = [f"{strength:.2g}" for strength in strengths.T.flatten()], pictures.shape[-1]
-        flat, room = scaled(pictures.transpose(0, 1).flatten(0, 1)), math.ceil(size / 5)
-        _, tops, lefts = draw_mosaic(axes, flat, titles, len(pictures), math.ceil(size / 8), room, vmin=-1, vmax=1)
-        axes.set_xticks([left + size / 2 - 0.5 for left in lefts], [f"map {number}" for number in maps[layer]])
-        axes.set_yticks([top + size / 2 - 0.5 for top in tops], epochs)
-        values = pictures.nan_to_num().flatten(2)
-        grown = ", ".join(f"{cosine:.2f}" for cosine in F.cosine_similarity(values, values[:, -1:], dim=2).mean(0))
-        axes.set(ylabel="after epoch (0: untrained)", title=f"{layer}, mean cosine to the last row: {grown}")
-    drawn.suptitle(f"Strongest reconstructions by epoch, each on its own scale, its activation above\n{run.title}")
-    return drawn
+def deconv_title(layer, within, between):
+    """Return the title of deconv, from the results of pattern_similarity."""
+    verdict = "more alike" if within > between else "no more alike"
+    numbers = f"within a map (mean cosine {within:.2f}) than between maps ({between:.2f})"
+    return f"Reconstructions of {layer} are {verdict} {numbers}"
 
 
-# Invariance and occlusion, after Zeiler & Fergus (2013), and Gabor functions -----------------------------------------
+@figure(fits=has_convolutions)
+def deconv(run, count=16):
+    """Draw what activates feature maps most: reconstructions beside patches of the test images (Fig. 2)."""
+    figures = {}
+    for layer, maps in selected_maps(run, count).items():
+        top = run.top_activations[layer]
+        reconstructions, patches = top_patches(run.model, layer, run.data.test.images, top, maps)
+        within, between = pattern_similarity(reconstructions)
+        fig = draw_pairs(reconstructions, patches, [f"map {number}" for number in maps])
+        fig.suptitle(f"{deconv_title(layer, within, between)}\n{run.title}")
+        figures[f"deconv_{layer}.png"] = fig
+    return figures
 
-# The amounts of Fig. 5: pixels downwards, times as large, degrees counterclockwise.
+
+def reconstructions_by_epoch(models, layer, images, tops, feature_maps):
+    """Return the strongest reconstruction of each feature map after each epoch, and the activation behind it.
+
+    models, tops: the network and the layer's TopActivations after each epoch. images: (N, H, W), gray values.
+    feature_maps: int64 (M,). Returns float32 (M, epochs, size, size), cut by cut_patches, and (M, epochs).
+    """
+    reconstructions = []
+    values = []
+    for model, top in zip(models, tops, strict=True):
+        pictures, _ = top_patches(model, layer, images, top, feature_maps)
+        reconstructions.append(pictures[:, 0])
+        values.append(top.values[0, feature_maps])
+    return torch.stack(reconstructions, dim=1), torch.stack(values, dim=1)
+
+
+RESEMBLANCE = 0.7  # the mean cosine from which reconstructions are said to resemble each other
+
+
+def evolution_title(layer, epochs, cosines):
+    """Return the title of evolution: after which epoch the reconstructions resemble the final ones.
+
+    epochs: from 0 (untrained) to the last one. cosines: the mean cosine to the final ones for each epoch.
+    """
+    similar = [place for place, cosine in enumerate(cosines[:-1]) if cosine >= RESEMBLANCE]
+    place = similar[0] if similar else len(epochs) - 2
+    time = f"After epoch {epochs[place]}" if place else "Before training"
+    verdict = "resemble" if similar else "differ from"
+    numbers = f"mean cosine {cosines[place]:.2f}"
+    if place:
+        numbers += f"; before training {cosines[0]:.2f}"
+    return f"{time}, reconstructions of {layer} {verdict} the final ones ({numbers})"
+
+
+@figure(fits=has_convolutions)
+def evolution(run, count=8, wanted_epochs=(0, 1, 2, 5)):
+    """Draw how the strongest reconstruction of some feature maps develops during training (Fig. 4).
+
+    The wanted epochs whose weights were not saved are left out.
+    """
+    images = run.data.test.images
+    maps_by_layer = selected_maps(run, count)
+    available = {0, *run.snapshot_epochs}
+    epochs = [epoch for epoch in wanted_epochs if epoch in available and epoch < run.epoch]
+    models = [run.model_after(epoch) for epoch in epochs]
+    top_by_epoch = [top_activations(model, images, count=1) for model in models]
+    epochs.append(run.epoch)
+    models.append(run.model)
+    top_by_epoch.append(run.top_activations)
+
+    fig = Figure(figsize=(FIGURE_WIDTH, 1.15 * len(epochs) * len(maps_by_layer) + 1))
+    panels = fig.subplots(len(maps_by_layer), squeeze=False).flat
+    titles = []
+    for axes, (layer, maps) in zip(panels, maps_by_layer.items(), strict=True):
+        tops = [top[layer] for top in top_by_epoch]
+        reconstructions, values = reconstructions_by_epoch(models, layer, images, tops, maps)
+        vectors = reconstructions.nan_to_num().flatten(2)
+        cosines = F.cosine_similarity(vectors, vectors[:, -1:], dim=2).mean(0).tolist()
+        titles.append(evolution_title(layer, epochs, cosines))
+
+        size = reconstructions.shape[-1]
+        gap = math.ceil(size / 8)
+        room = math.ceil(size / 5)
+        pictures = scale_symmetric(reconstructions.transpose(0, 1).flatten(0, 1))  # epoch by epoch
+        labels = [f"{value:.2g}" for value in values.T.flatten()]
+        _, rows, columns = draw_mosaic(axes, pictures, labels, len(maps), gap, room, vmin=-1, vmax=1)
+        axes.set_xticks([left + size / 2 - 0.5 for left in columns], [f"map {number}" for number in maps])
+        names = [f"{epoch} ({cosine:.2f})" for epoch, cosine in zip(epochs, cosines, strict=True)]
+        axes.set_yticks([top + size / 2 - 0.5 for top in rows], names)
+        axes.set_xlabel("feature map (number above each reconstruction: its activation)")
+        axes.set_ylabel("epoch (in brackets: mean cosine to the last row)")
+    fig.suptitle("\n".join([*titles, run.title]))
+    return fig
+
+
+# Invariance and occlusion, after Zeiler & Fergus (2013), and Gabor functions -------------------------------
+
+# The amounts of Fig. 5. Positive shifts move the image down, and positive angles turn it counterclockwise.
 TRANSFORMATIONS = {
     "vertical shift in pixels": torch.arange(-8, 9),
     "scale": torch.linspace(1, 1.8, 17),
@@ -672,158 +1018,212 @@ TRANSFORMATIONS = {
 
 
 def transform(images, kind, amount):
-    """Return images (N, H, W) shifted, scaled or turned about their centre; what comes in repeats the edge.
+    """Shift, scale or rotate images (N, H, W) about their centre; return float32 (N, H, W).
 
-    kind: one of TRANSFORMATIONS; amount: in its unit.
+    kind: a key of TRANSFORMATIONS. amount: in the unit that `kind` names. Uncovered areas repeat the edges.
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import affine
 
-    room = images.shape[-1] // 2
-    padded = F.pad(images[:, None].float(), (room,) * 4, mode="replicate")
-    chosen = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0]}
+    angle, shift, scale = 0.0, 0, 1.0
     if kind == "scale":
-        chosen["scale"] = float(amount)
+        scale = float(amount)
     elif kind == "rotation in degrees":
-        chosen["angle"] = -float(amount)
+        angle = -float(amount)  # torchvision turns clockwise
     else:
-        chosen["translate"] = [0, int(amount)]
-    return affine(padded, interpolation=InterpolationMode.BILINEAR, **chosen)[:, 0, room:-room, room:-room]
+        shift = int(amount)
+    margin = images.shape[-1] // 2
+    padded = F.pad(images[:, None].float(), (margin, margin, margin, margin), mode="replicate")
+    moved = affine(padded, angle, [0, shift], scale, [0.0], interpolation=InterpolationMode.BILINEAR)
+    return moved[:, 0, margin:-margin, margin:-margin]
 
 
 @torch.inference_mode()
 def sensitivity(model, images, labels, kind):
-    """Return how transformed images differ for the network from the untransformed ones (section 4.1).
+    """Return how much the network's features and answers change when images are transformed (section 4.1).
 
-    images: (N, H, W); labels: int64 (N,). Returns three float32 (amounts, N): the Euclidean distances of the first
-    rectified layer's features and of the last one's, relative to the norm of the untransformed image's, and 1 where the
-    class is found, else 0.
+    images: (N, H, W), gray values 0 to 255. labels: int64 (N,). kind: a key of TRANSFORMATIONS.
+    Returns float32 (3, amounts, N): the distance to the features of the original image, divided by their
+    norm, for the first and for the last rectified layer; and 1 for a correct answer, 0 for a wrong one.
     """
-    rectified = [name for name, layer in model.layers.named_children() if isinstance(layer, nn.ReLU)]
-
-    def features(images):
-        outputs = model.outputs(images)
-        *_, logits = outputs.values()
-        return [outputs[name].float().flatten(1) for name in (rectified[0], rectified[-1])], logits
-
-    original, rows = features(images)[0], []
+    rectified = [name for name, module in model.layers.named_children() if isinstance(module, nn.ReLU)]
+    original = model.outputs(images)
+    results = []
     for amount in TRANSFORMATIONS[kind]:
-        moved, logits = features(transform(images, kind, amount))
-        pairs = zip(moved, original, strict=True)
-        distances = [(after - before).norm(dim=1) / before.norm(dim=1) for after, before in pairs]
-        rows.append(torch.stack([*distances, (logits.argmax(1) == labels).float()]))
-    return torch.stack(rows, dim=1)
+        outputs = model.outputs(transform(images, kind, amount))
+        measurements = []
+        for name in (rectified[0], rectified[-1]):
+            before = original[name].float().flatten(1)
+            after = outputs[name].float().flatten(1)
+            measurements.append((after - before).norm(dim=1) / before.norm(dim=1))
+        answers = list(outputs.values())[-1].argmax(1)
+        measurements.append((answers == labels).float())
+        results.append(torch.stack(measurements))
+    return torch.stack(results, dim=1)
 
 
-@figure(has_convolutions)
+def invariance_title(image_count, original_accuracy, shift, shifted_accuracy):
+    """Return the title of invariance. The accuracies are in percent, the shift is in pixels downwards."""
+    message = f"Accuracy is {original_accuracy:.0f} % on {image_count:,} test images"
+    return f"{message} and {shifted_accuracy:.0f} % when they are shifted down by {shift} pixels"
+
+
+@figure(fits=has_convolutions)
 def invariance(run, count=500):
-    """Draw, as in Fig. 5, what shifting, scaling and turning images does to features and accuracy."""
-    images, labels = (tensor[:count] for tensor in run.data.test)
-    drawn = Figure(figsize=(WIDTH, 5.2))
-    grid = drawn.subplots(2, 3, sharey="row", sharex="col")
-    for (top, bottom), (kind, amounts) in zip(grid.T, TRANSFORMATIONS.items(), strict=True):
-        *distances, right = sensitivity(run.model, images, labels, kind)
-        for values, name, colour in zip(distances, ("first", "last hidden"), (OTHER, AFTER), strict=True):
-            low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
-            top.fill_between(amounts, low, high, color=colour, alpha=0.2, linewidth=0)
-            top.plot(amounts, middle, color=colour, label=f"{name} layer")
-        bottom.plot(amounts, 100 * right.mean(1), color="black")
-        bottom.set(xlabel=kind, ylim=(0, 100))
-        for axes in (top, bottom):
+    """Draw how features and accuracy change when test images are shifted, scaled or rotated (Fig. 5)."""
+    images = run.data.test.images[:count]
+    labels = run.data.test.labels[:count]
+    quantiles = torch.tensor([0.1, 0.5, 0.9])
+
+    fig = Figure(figsize=(FIGURE_WIDTH, 5.2))
+    grid = fig.subplots(2, 3, sharey="row", sharex="col")
+    accuracies = {}
+    for (upper, lower), (kind, amounts) in zip(grid.T, TRANSFORMATIONS.items(), strict=True):
+        first, last, is_correct = sensitivity(run.model, images, labels, kind)
+        for label, distances, color in (("first", first, ACCENT_COLOR), ("last hidden", last, AFTER_COLOR)):
+            low, median, high = distances.quantile(quantiles, dim=1)
+            upper.fill_between(amounts, low, high, color=color, alpha=0.2, linewidth=0)
+            upper.plot(amounts, median, color=color, label=f"{label} layer")
+        accuracies[kind] = (100 * is_correct.mean(1)).tolist()
+        lower.plot(amounts, accuracies[kind], color="black")
+        lower.set(xlabel=kind, ylim=(0, 100))
+        for axes in (upper, lower):
             axes.grid(alpha=0.3)
-    grid[0, 0].set_ylabel("distance / norm of the features\n(median, middle 80 %)")
+    grid[0, 0].set_ylabel("relative distance of the features\n(line: median; band: middle 80 %)")
     grid[0, 0].legend()
     grid[1, 0].set_ylabel("accuracy in %")
-    away, found = grid[1, 0].lines[0].get_data()
-    about = f"Of {len(images)} test images {found[away == 0][0]:.0f} % are classified right, {away[-1]} pixels lower"
-    drawn.suptitle(f"{about} {found[-1]:.0f} %\n{run.title}")
-    return drawn
+
+    shifts = TRANSFORMATIONS["vertical shift in pixels"].tolist()
+    by_shift = accuracies["vertical shift in pixels"]
+    title = invariance_title(len(images), by_shift[shifts.index(0)], shifts[-1], by_shift[-1])
+    fig.suptitle(f"{title}\n{run.title}")
+    return fig
 
 
-def first_right_of_each_class(run):
-    """Return the number of the first test image of each class that is classified right, if none the first, int64."""
-    labels = run.data.test.labels
-    right = run.probabilities.argmax(1) == labels
-    members = [(labels == label).nonzero()[:, 0] for label in range(len(run.data.classes))]
-    return torch.stack([numbers[right[numbers].int().argmax()] for numbers in members])
+def occlude_everywhere(image, size):
+    """Return one copy of an image per pixel, float32 (H * W, H, W), with a gray square centred on that pixel.
 
-
-def occluded(image, size):
-    """Return an image (1, H, W), 0 to 255, with a gray square of that size centred on each pixel, (H * W, H, W)."""
+    image: (1, H, W), gray values 0 to 255. size: side of the square in pixels.
+    """
     height, width = image.shape[1:]
-    away = [torch.arange(n)[None] - torch.arange(n)[:, None] + size // 2 for n in (height, width)]  # centre, pixel
-    rows, columns = ((distance >= 0) & (distance < size) for distance in away)
-    hidden = rows[:, None, :, None] & columns[None, :, None, :]
-    return torch.where(hidden.view(-1, height, width), 127.5, image.float())
+    copies = image.float().repeat(height * width, 1, 1)
+    for copy, (row, column) in zip(copies, itertools.product(range(height), range(width)), strict=True):
+        top = row - size // 2
+        left = column - size // 2
+        copy[max(0, top) : top + size, max(0, left) : left + size] = 127.5
+    return copies
 
 
 @torch.inference_mode()
 def occlude(model, image, label, size):
-    """Slide a gray square over an image (1, H, W), its centre on each pixel in turn (section 4.2).
+    """Slide a gray square over an image (1, H, W), centred on each pixel in turn (section 4.2).
 
-    Returns the probability of the true class, the most probable class, int64, a feature map's sum, each (H, W), and the
-    map's number: the one of the last convolution with the highest peak without the square.
+    Returns (probability, predicted, map_sum, feature_map). The first three are (H, W), one value per
+    position: the probability of class `label`, the predicted class and the sum of one rectified feature map.
+    feature_map is its number: the map of the last convolution that has the highest peak without the square.
     """
-    layer = convolutions(model)[-1]
-    feature_map = model.outputs(image)[layer].amax((0, 2, 3)).argmax()
-    probabilities, activity = [], []
-    for batch in occluded(image, size).split(256):
+    layer = convolution_names(model)[-1]
+    feature_map = int(model.outputs(image)[layer].amax((0, 2, 3)).argmax())
+    probabilities = []
+    sums = []
+    for batch in occlude_everywhere(image, size).split(256):
         outputs = model.outputs(batch)
-        *_, logits = outputs.values()
+        logits = list(outputs.values())[-1]
         probabilities.append(logits.float().softmax(1))
-        activity.append(F.relu(outputs[layer][:, feature_map].float()).sum((1, 2)))
-    probabilities, shape = torch.cat(probabilities), image.shape[1:]
-    found = probabilities[:, label], probabilities.argmax(1), torch.cat(activity)
-    return *(values.view(shape) for values in found), int(feature_map)
+        sums.append(F.relu(outputs[layer][:, feature_map].float()).sum((1, 2)))
+    probabilities = torch.cat(probabilities).unflatten(0, image.shape[1:])
+    map_sum = torch.cat(sums).view(image.shape[1:])
+    return probabilities[..., label], probabilities.argmax(-1), map_sum, feature_map
+
+
+def first_correct_of_each_class(run):
+    """Return the number of one test image of each class, int64 (classes,).
+
+    It is the first image that is classified correctly or, if there is none, the first image.
+    """
+    labels = run.data.test.labels
+    is_correct = run.probabilities.argmax(1) == labels
+    chosen = []
+    for label in range(len(run.data.classes)):
+        members = (labels == label).nonzero()[:, 0]
+        chosen.append(members[is_correct[members].int().argmax()])
+    return torch.stack(chosen)
 
 
 def most_vulnerable(run, size, count):
-    """Return the numbers of those of first_right_of_each_class whose class a square hides most often, int64."""
-    chosen, classes = first_right_of_each_class(run), run.data.test.labels
-    hidden = [occluded(run.data.test.images[number][None], size)[::7] for number in chosen]
-    right = [(predict(run.model, each).argmax(1) == classes[n]).sum() for each, n in zip(hidden, chosen, strict=True)]
-    return chosen[torch.stack(right).argsort()[:count]]
+    """Return the indices of the images of first_correct_of_each_class whose answer a gray square changes most often.
+
+    To save time, only every seventh position of the square is tried. The numbers are int64 (count,).
+    """
+    candidates = first_correct_of_each_class(run)
+    unchanged = []
+    for number in candidates:
+        occluded = occlude_everywhere(run.data.test.images[number][None], size)[::7]
+        answers = predict(run.model, occluded).argmax(1)
+        unchanged.append((answers == run.probabilities[number].argmax()).sum())
+    return candidates[torch.stack(unchanged).argsort()[:count]]
 
 
-@figure(has_convolutions)
+def occlusion_title(size, classes, changed):
+    """Return the title of occlusion. changed: percent of the positions, one value for each of `classes`."""
+    shares = [f"{share:.0f} % ({name})" for name, share in zip(classes, changed, strict=True)]
+    return f"A gray {size} x {size} square changes the answer at {' and '.join(shares)} of its positions"
+
+
+@figure(fits=has_convolutions)
 def occlusion(run, size=8, count=2):
-    """Draw, as in Fig. 7, what hiding each part of an image does, of the images that it changes most."""
-    chosen, layer = most_vulnerable(run, size, count).tolist(), convolutions(run.model)[-1]
-    classes, colours = run.data.classes, matplotlib.colormaps["tab10"]
-    drawn, changed = Figure(figsize=(WIDTH, 2.2 * len(chosen) + 0.6)), []
-    for row, number in zip(drawn.subplots(len(chosen), 5, squeeze=False), chosen, strict=True):
-        image, label = run.data.test.images[number][None], int(run.data.test.labels[number])
-        probability, predicted, activity, feature_map = occlude(run.model, image, label, size)
+    """Draw what hiding each part of an image does, for the images whose answer changes most (Fig. 7)."""
+    layer = convolution_names(run.model)[-1]
+    colors = matplotlib.colormaps["tab10"]
+    numbers = most_vulnerable(run, size, count).tolist()
+    fig = Figure(figsize=(FIGURE_WIDTH, 2.2 * len(numbers) + 0.6))
+    grid = fig.subplots(len(numbers), 5, squeeze=False)
+    headings = "image with the square", "reconstruction", "sum of the map", "p(true class)", "predicted class"
+    for axes, heading in zip(grid[0], headings, strict=True):
+        axes.set_title(heading, fontsize=8)
+
+    classes = []
+    changed = []
+    for row, number in zip(grid, numbers, strict=True):
+        image = run.data.test.images[number][None]
+        label = int(run.data.test.labels[number])
+        probability, predicted, map_sum, feature_map = occlude(run.model, image, label, size)
+        classes.append(run.data.classes[label])
+        changed.append(100 * (predicted != run.probabilities[number].argmax()).float().mean().item())
+
         reconstruction = deconvolve(run.model, image, layer, torch.tensor([feature_map]))[0, 0]
         limit = reconstruction.abs().max().item() or 1
-        row[0].imshow(occluded(image, size)[image.numel() // 2 + image.shape[2] // 2], cmap="gray", vmin=0, vmax=255)
+        height, width = image.shape[1:]
+        center = height // 2 * width + width // 2
+        row[0].imshow(occlude_everywhere(image, size)[center], cmap="gray", vmin=0, vmax=255)
+        row[0].set_ylabel(run.data.classes[label])
         row[1].imshow(reconstruction, cmap="gray", vmin=-limit, vmax=limit)
-        changed.append(f"{100 * (predicted != label).float().mean():.0f} % ({classes[label]})")
-        for picture in (row[2].imshow(activity), row[3].imshow(probability, vmin=0, vmax=1)):
-            drawn.colorbar(picture, orientation="horizontal", fraction=0.06).ax.tick_params(labelsize=6)
-        row[4].imshow(predicted, cmap=colours, vmin=-0.5, vmax=9.5)
-        named = predicted.unique().tolist()
-        handles = [matplotlib.patches.Patch(color=colours(name), label=classes[name]) for name in named]
-        row[4].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), fontsize=6, ncols=2)
-        row[0].set_ylabel(classes[label])
         row[1].set_xlabel(f"{layer}, map {feature_map}", fontsize=7, labelpad=1)
-        heads = "image, with the square", "reconstruction", "the map's activity", "p(true class)", "most probable class"
-        for axes, head in zip(row, heads, strict=True):
+        for picture in (row[2].imshow(map_sum), row[3].imshow(probability, vmin=0, vmax=1)):
+            bar = fig.colorbar(picture, orientation="horizontal", fraction=0.06)
+            bar.ax.tick_params(labelsize=6)
+        row[4].imshow(predicted, cmap=colors, vmin=-0.5, vmax=9.5)
+        handles = []
+        for answer in predicted.unique().tolist():
+            handles.append(matplotlib.patches.Patch(color=colors(answer), label=run.data.classes[answer]))
+        row[4].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), fontsize=6, ncols=2)
+        for axes in row:
             axes.set(xticks=[], yticks=[], anchor="N")
-            axes.set_title(head if number == chosen[0] else "", fontsize=8)
-    drawn.suptitle(f"A gray {size} x {size} square changes the answer at {', '.join(changed)} of places\n{run.title}")
-    return drawn
+    fig.suptitle(f"{occlusion_title(size, classes, changed)}\n{run.title}")
+    return fig
 
 
-GABOR_STARTS = 24  # for each kernel; the best fit counts
-GABOR = ("kernels", "feature_map", "r2", "orientation_degrees", "cycles_per_pixel", "cosine_to_start")
+GABOR_STARTS = 24  # random starting points of the fit to each kernel; the best fit is kept
+GABOR_COLUMNS = ("epoch", "kernels", "feature_map", "r2", "orientation_degrees", "cycles_per_pixel", "cosine_to_start")
 
 
 class GaborFit(NamedTuple):
-    """Gabor functions fitted to kernels: fitted, float32 (K, size, size), and for each kernel, float32 (K,):
+    """Gabor functions fitted to K kernels.
 
-    r2: 1 - squared error / squared deviation from the kernel's mean; orientation: of the wave, in degrees from 0 to 180
-    counterclockwise from the horizontal; frequency: in cycles a pixel.
+    fitted: the values of the functions, float32 (K, size, size). The other fields are float32 (K,).
+    r2: 1 - squared error / sum of squared deviations from the kernel's mean.
+    orientation: direction of the wave in degrees from 0 to 180, counterclockwise from the horizontal.
+    frequency: in cycles per pixel.
     """
 
     fitted: torch.Tensor
@@ -833,103 +1233,167 @@ class GaborFit(NamedTuple):
 
 
 def gabor_parameters(free, size):
-    """Turn free numbers (6, ...) into centre x and y, widths s and t, frequency and angle, each within its bounds.
+    """Map unbounded numbers (6, ...) to (centre x, centre y, width s, width t, frequency, angle), each (...).
 
-    The centre stays on the kernel, the widths between half a pixel and size, the frequency below half a cycle a pixel.
+    The centre stays on the kernel, the widths between 0.5 and `size` pixels, and the frequency below 0.5
+    cycles per pixel. The angle is in radians.
     """
     x, y, s, t, frequency = free[:5].sigmoid()
-    centre, widths = [(share - 0.5) * (size - 1) for share in (x, y)], [0.5 + (size - 0.5) * share for share in (s, t)]
-    return *centre, *widths, 0.5 * frequency, free[5]
+    center_x = (x - 0.5) * (size - 1)
+    center_y = (y - 0.5) * (size - 1)
+    width_s = 0.5 + (size - 0.5) * s
+    width_t = 0.5 + (size - 0.5) * t
+    return center_x, center_y, width_s, width_t, 0.5 * frequency, free[5]
 
 
-def gabor_waves(size, centre_x, centre_y, s, t, frequency, angle):
-    """Return exp(-u^2 / 2s^2 - v^2 / 2t^2) times cos and sin of 2 pi frequency u, each (..., size * size).
+def gabor_waves(size, center_x, center_y, width_s, width_t, frequency, angle):
+    """Return the even and the odd Gabor function, each (..., size * size), for parameters (..., 1).
 
-    u, v: the pixel's distance from the centre along and across the wave, in pixels, y upwards.
+    They are exp(-u^2 / 2s^2 - v^2 / 2t^2) times cos(2 pi frequency u) or sin(2 pi frequency u). u and v are
+    the distances of a pixel from the centre along the wave and across it, in pixels, with y pointing upwards.
     """
     steps = torch.arange(size) - (size - 1) / 2
-    x, y = steps.repeat(size) - centre_x, -steps.repeat_interleave(size) - centre_y
-    u, v = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
-    envelope, phase = torch.exp(-((u / s) ** 2 + (v / t) ** 2) / 2), 2 * math.pi * frequency * u
+    x = steps.repeat(size) - center_x
+    y = -steps.repeat_interleave(size) - center_y
+    u = x * angle.cos() + y * angle.sin()
+    v = y * angle.cos() - x * angle.sin()
+    envelope = torch.exp(-((u / width_s) ** 2 + (v / width_t) ** 2) / 2)
+    phase = 2 * math.pi * frequency * u
     return envelope * phase.cos(), envelope * phase.sin()
 
 
-def closest_sum(targets, even, odd, ridge=1e-6):
-    """Return the a * even + b * odd that is closest to the targets, all (..., pixels), by linear least squares."""
-    dot = lambda p, q: (p * q).sum(-1, keepdim=True)  # noqa: E731
-    ee, oo, eo = dot(even, even) + ridge, dot(odd, odd) + ridge, dot(even, odd)
-    et, ot = dot(even, targets), dot(odd, targets)
-    return ((oo * et - eo * ot) * even + (ee * ot - eo * et) * odd) / (ee * oo - eo**2)
+def best_linear_combination(targets, even, odd, ridge=1e-6):
+    """Return the a * even + b * odd that is closest to the targets, by least squares; all are (..., pixels).
+
+    The normal equations are solved by Cramer's rule; `ridge` keeps them solvable.
+    """
+
+    def inner_product(first, second):
+        return (first * second).sum(-1, keepdim=True)
+
+    even_even = inner_product(even, even) + ridge
+    odd_odd = inner_product(odd, odd) + ridge
+    even_odd = inner_product(even, odd)
+    even_target = inner_product(even, targets)
+    odd_target = inner_product(odd, targets)
+    numerator_a = odd_odd * even_target - even_odd * odd_target
+    numerator_b = even_even * odd_target - even_odd * even_target
+    return (numerator_a * even + numerator_b * odd) / (even_even * odd_odd - even_odd**2)
 
 
 def fit_gabor(kernels, steps=300, seed=0):
-    """Fit a 2-D Gabor function to each kernel, float32 (K, size, size), by least squares; return the GaborFit.
+    """Return the GaborFit of kernels, float32 (K, size, size): the best least-squares fit to each of them.
 
-    Adam moves the six parameters of gabor_parameters from GABOR_STARTS starts; amplitude and phase follow linearly.
+    Adam optimises the six gabor_parameters from GABOR_STARTS random starting points.
+    Amplitude and phase follow from best_linear_combination.
     """
-    size, targets = kernels.shape[1], kernels.flatten(1)[:, None]
+    size = kernels.shape[1]
+    targets = kernels.flatten(1)[:, None]  # (K, 1, pixels); the fitted functions are (K, starts, pixels)
     generator = torch.Generator().manual_seed(seed)
     free = (1.5 * torch.randn(6, len(kernels), GABOR_STARTS, 1, generator=generator)).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=0.1)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.05, steps)
     for _ in range(steps):
-        fitted = closest_sum(targets, *gabor_waves(size, *gabor_parameters(free, size)))
+        fitted = best_linear_combination(targets, *gabor_waves(size, *gabor_parameters(free, size)))
         errors = (fitted - targets).square().sum(-1)
         optimizer.zero_grad()
         errors.sum().backward()
         optimizer.step()
         schedule.step()
-    with torch.no_grad():
-        fitted = closest_sum(targets, *gabor_waves(size, *gabor_parameters(free, size)))
-        errors = (fitted - targets).square().sum(-1)
-        every, best = torch.arange(len(kernels)), errors.argmin(1)
-        variation = (targets - targets.mean(-1, keepdim=True)).square().sum(-1)[:, 0]
-        frequency, angle = (values[every, best, 0] for values in gabor_parameters(free, size)[4:])
-    r2 = 1 - errors[every, best] / variation
-    return GaborFit(fitted[every, best].view_as(kernels), r2, torch.rad2deg(angle) % 180, frequency)
+
+    free = free.detach()
+    *_, frequency, angle = gabor_parameters(free, size)
+    fitted = best_linear_combination(targets, *gabor_waves(size, *gabor_parameters(free, size)))
+    errors = (fitted - targets).square().sum(-1)
+    numbers = torch.arange(len(kernels))
+    best = errors.argmin(1)
+    variation = (targets - targets.mean(-1, keepdim=True)).square().sum(-1)[:, 0]
+    r2 = 1 - errors[numbers, best] / variation
+    orientation = torch.rad2deg(angle[numbers, best, 0]) % 180
+    return GaborFit(fitted[numbers, best].view_as(kernels), r2, orientation, frequency[numbers, best, 0])
 
 
-def gabor_fits(trained, untrained):
-    """Return kernels, float32 (K, size, size), and their GaborFit, by name: trained and untrained."""
-    together = fit_gabor(torch.cat([trained, untrained]))
-    fits = itertools.starmap(GaborFit, zip(*(values.split(len(trained)) for values in together), strict=True))
-    return dict(zip(("trained", "untrained"), zip((trained, untrained), fits, strict=True), strict=True))
+def fit_gabor_pair(trained, untrained):
+    """Fit Gabor functions to trained and untrained kernels, float32 (K, size, size) each, at the same time.
+
+    Returns {"trained": (kernels, GaborFit), "untrained": (kernels, GaborFit)}.
+    """
+    both = fit_gabor(torch.cat([trained, untrained]))
+    count = len(trained)
+    trained_fit = GaborFit(*[values[:count] for values in both])
+    untrained_fit = GaborFit(*[values[count:] for values in both])
+    return {"trained": (trained, trained_fit), "untrained": (untrained, untrained_fit)}
 
 
-@figure(has_convolutions)
-def gabor(run, best=8):
-    """Draw the kernels that Gabor functions fit best, the fits and the residuals, and R² of all."""
-    fits = gabor_fits(first_kernels(run.model), first_kernels(run.untrained_model()))
+def gabor_rows(fits, epoch):
+    """Return the rows of gabor.csv in the order of GABOR_COLUMNS, from the result of fit_gabor_pair."""
+    untrained_kernels, _ = fits["untrained"]
+    rows = []
+    for name, (kernels, fit) in fits.items():
+        cosines = F.cosine_similarity(kernels.flatten(1), untrained_kernels.flatten(1))
+        for number in range(len(kernels)):
+            values = (fit.r2[number], fit.orientation[number], fit.frequency[number], cosines[number])
+            rows.append((epoch, name, number, *(value.item() for value in values)))
+    return rows
+
+
+@table("gabor")
+def measure_gabor(run):
+    """Return the columns and rows of gabor.csv: the fit to each kernel of the first convolution."""
+    fits = fit_gabor_pair(first_kernels(run.model), first_kernels(run.untrained_model()))
+    return GABOR_COLUMNS, gabor_rows(fits, run.epoch)
+
+
+def gabor_title(layer, trained_median, untrained_median):
+    """Return the title of gabor, from the median R² after and before training."""
+    medians = f"a median R² of {trained_median:.2f} after training and {untrained_median:.2f} before"
+    return f"Gabor functions fit the kernels of {layer} with {medians}"
+
+
+@figure(fits=has_convolutions)
+def gabor(run, count=8):
+    """Draw the kernels that Gabor functions fit best, with fits and residuals, and the R² of all kernels."""
+    fits = fit_gabor_pair(first_kernels(run.model), first_kernels(run.untrained_model()))
     kernels, fit = fits["trained"]
-    chosen, limit = fit.r2.topk(min(best, len(kernels))).indices, kernels.abs().max().item()
-    strips = torch.stack([kernels[chosen], fit.fitted[chosen], (kernels - fit.fitted)[chosen]]).flatten(0, 1)
-    titles = [f"{n}: {fit.r2[n]:.2f}\n{fit.orientation[n]:.0f}°, {fit.frequency[n]:.2f}" for n in chosen]
-    drawn = Figure(figsize=(WIDTH, 5.4))
-    top, bottom = drawn.subfigures(2, 1, height_ratios=(1.5, 1))
-    axes = top.subplots()
-    _, tops, _ = draw_mosaic(axes, strips, titles, len(chosen), 1, room=2, vmin=-limit, vmax=limit)
+    best = fit.r2.topk(min(count, len(kernels))).indices
+    limit = kernels.abs().max().item()
+
+    fig = Figure(figsize=(FIGURE_WIDTH, 5.4))
+    upper, lower = fig.subfigures(2, 1, height_ratios=(1.5, 1))
+    axes = upper.subplots()
+    strips = torch.stack([kernels[best], fit.fitted[best], (kernels - fit.fitted)[best]]).flatten(0, 1)
+    labels = []
+    for number in best:
+        wave = f"{fit.orientation[number]:.0f}°, {fit.frequency[number]:.2f}"
+        labels.append(f"{number}: {fit.r2[number]:.2f}\n{wave}")
+    _, tops, _ = draw_mosaic(axes, strips, labels, columns=len(best), gap=1, room=2, vmin=-limit, vmax=limit)
     axes.set_yticks([top + kernels.shape[1] / 2 for top in tops], ["kernel", "fit", "residual"])
-    axes.set(xlabel="above each: map, R², orientation, cycles a pixel")
-    axes = bottom.subplots()
-    for (name, (_, each)), colour in zip(fits.items(), (AFTER, BEFORE), strict=True):
-        axes.ecdf(each.r2, color=colour, label=f"{name}: median {np.median(each.r2):.2f}")
+    axes.set(xlabel="above each kernel: number, R², orientation and cycles per pixel")
+
+    axes = lower.subplots()
+    medians = {}
+    for name, color in (("trained", AFTER_COLOR), ("untrained", BEFORE_COLOR)):
+        _, shown_fit = fits[name]
+        medians[name] = np.median(shown_fit.r2)
+        axes.ecdf(shown_fit.r2, color=color, label=f"{name}: median {medians[name]:.2f}")
     axes.set(xlabel="R² of the Gabor fit", ylabel="share of kernels")
     axes.legend()
     axes.grid(alpha=0.3)
-    medians = "{:.2f}, those of untrained ones {:.2f}".format(*(np.median(each.r2) for _, each in fits.values()))
-    drawn.suptitle(f"Gabor fits to the kernels of {convolutions(run.model)[0]}: median R² {medians}\n{run.title}")
-    start, rows = fits["untrained"][0].flatten(1), []
-    for name, (each, fit) in fits.items():
-        cosines = F.cosine_similarity(each.flatten(1), start)
-        rows += [(name, n, *map(float, row)) for n, row in enumerate(zip(*fit[1:], cosines, strict=True))]
-    return {"gabor.png": drawn, "gabor.csv": csv_text(GABOR, rows)}
+
+    title = gabor_title(convolution_names(run.model)[0], medians["trained"], medians["untrained"])
+    fig.suptitle(f"{title}\n{run.title}")
+    return {"gabor.png": fig, "gabor.csv": format_table(GABOR_COLUMNS, gabor_rows(fits, run.epoch))}
 
 
-# Inside the recurrent networks ---------------------------------------------------------------------------------------
+# Inside the recurrent networks ------------------------------------------------------------------------------
 
 
 def states_by_row(model, images):
-    """Yield the state after each row of images (N, H, W): hidden and, of an LSTM, cell, each (layers, N, units)."""
+    """Yield the state of both layers after each row of images (N, H, W) with gray values 0 to 255.
+
+    A state is a tuple of tensors (layers, N, units): the hidden state and, for an LSTM, the cell state.
+    Blank rows count as rows.
+    """
     state = None
     for row in model.rows(images).split(1, dim=1):
         _, state = model.recurrent(row, state)
@@ -937,1063 +1401,1344 @@ def states_by_row(model, images):
 
 
 def gradient_norms(model, images, labels):
-    """Return how strongly the loss depends on the state after each step, float32 (steps,).
+    """Return how strongly the loss depends on the state after each row, float32 (steps,).
 
-    images: (N, H, W), 0 to 255; labels: int64 (N,). It is the Euclidean norm of the gradient of an image's loss with
-    respect to all that the next step reads, of both layers and of an LSTM hidden and cell state (after the last step:
-    the output), averaged over images. The rows are fed one at a time, so that every state stands in the graph.
+    For each image and row this is the Euclidean norm of the gradient of the image's loss with respect to
+    everything that the next step receives: the hidden states of both layers and, for an LSTM, their cell
+    states. After the last row only the output of the second layer matters. The norms are averaged over the
+    images.
+
+    images: (N, H, W), gray values 0 to 255. labels: int64 (N,).
     """
-    states = list(states_by_row(model, images))
-    losses = F.cross_entropy(model.fc(states[-1][0][-1]), labels, reduction="none")
-    gradients = torch.autograd.grad(losses.sum(), list(itertools.chain(*states)), materialize_grads=True)
-    squares = torch.stack([gradient.square().sum((0, 2)) for gradient in gradients])
-    return squares.view(len(states), -1, len(images)).sum(1).sqrt().mean(1)
+    states = list(states_by_row(model, images))  # row by row, so that every state is part of the graph
+    last_hidden = states[-1][0]
+    losses = F.cross_entropy(model.fc(last_hidden[-1]), labels, reduction="none")
+
+    tensors = list(itertools.chain.from_iterable(states))
+    state_gradients = torch.autograd.grad(losses.sum(), tensors, materialize_grads=True)
+
+    squares = torch.stack([gradient.square().sum((0, 2)) for gradient in state_gradients])
+    squares = squares.view(len(states), -1, len(images)).sum(1)  # adds those of hidden and cell state
+    return squares.sqrt().mean(1)
 
 
-def gradients_by_epoch(run, images=1000):
-    """Return rows (epoch, norms step by step): the gradient_norms of the first test images.
+def gradients_by_epoch(run, count=1000):
+    """Return rows (epoch, norm after row 1, norm after row 2, ...).
 
-    Of the untrained network, epoch 0, and after every epoch of which the weights were kept.
+    The norms are the gradient_norms of the first count test images: of the untrained network (epoch 0), after
+    the epochs whose weights were saved, and of the checkpoint.
     """
-    last, test = len(run.history), [tensor[:images] for tensor in run.data.test]
-    kept = [epoch for epoch in range(1, last) if (run.folder / "snapshots" / f"epoch_{epoch:02d}.pt").exists()]
-    models = {0: run.untrained_model(), **{epoch: run.snapshot(epoch) for epoch in kept}, last: run.model}
-    return [(epoch, *gradient_norms(model, *test).tolist()) for epoch, model in models.items()]
+    models = {0: run.model_after(0)}
+    for epoch in run.snapshot_epochs:
+        if 0 < epoch < run.epoch:
+            models[epoch] = run.model_after(epoch)
+    models[run.epoch] = run.model
+
+    images = run.data.test.images[:count]
+    labels = run.data.test.labels[:count]
+    return [(epoch, *gradient_norms(model, images, labels).tolist()) for epoch, model in models.items()]
 
 
-GRADIENT_FLOOR = 1e-16
+@table("gradients")
+def measure_gradients(run):
+    """Return the columns and rows of gradients.csv: one line per epoch, one column per row that is read."""
+    rows = gradients_by_epoch(run)
+    return ("epoch", *range(1, len(rows[0]))), rows
 
 
-def gradient_lines(rows):
-    """Return the norms of at least GRADIENT_FLOOR, float64 (steps,), by epoch; rows: (epoch, norms step by step)."""
-    return {int(epoch): np.array(norms, dtype=float).clip(min=GRADIENT_FLOOR) for epoch, *norms in rows}
+GRADIENT_FLOOR = 1e-16  # smaller norms are raised to it, because a logarithmic axis has no zero
 
 
-def reach(norms):
-    """Return the share of the last step's gradient that reaches the first."""
+def parse_gradients(rows):
+    """Return a dict from epoch to the gradient norms, at least GRADIENT_FLOOR, float64 (steps,).
+
+    rows: (epoch, norm after row 1, norm after row 2, ...), as numbers or as text.
+    """
+    norms_by_epoch = {}
+    for epoch, *norms in rows:
+        norms_by_epoch[int(epoch)] = np.array(norms, dtype=float).clip(min=GRADIENT_FLOOR)
+    return norms_by_epoch
+
+
+def gradient_reach(norms):
+    """Return the gradient norm after the first row divided by the norm after the last row."""
     return norms[0] / norms[-1]
 
 
-@figure(is_recurrent)
+def format_percent(share):
+    """Return a share in percent with at least two significant digits, or 'less than 0.01 %'."""
+    percent = 100 * share
+    if percent < 0.01:
+        return "less than 0.01 %"
+    return f"{percent:,.0f} %" if percent >= 10 else f"{percent:.2g} %"
+
+
+def gradients_title(trained_reach, untrained_reach):
+    """Return the title of gradients, from the gradient_reach after and before training."""
+    before = f"before training: {format_percent(untrained_reach)}"
+    after = f"{format_percent(trained_reach)} of that at the last row"
+    return f"The loss gradient at the first row is {after} ({before})"
+
+
+def shade_blank_rows(axes, config, steps):
+    """Shade the blank rows on an axes whose x axis is the number of rows read, from 1 to steps."""
+    label = "blank rows"
+    for start, end in [(0, config.rows_before), (steps - config.rows_after, steps)]:
+        if start < end:
+            axes.axvspan(start + 0.5, end + 0.5, color="0.9", zorder=0, label=label)
+            label = None  # one entry in the legend is enough
+    axes.set_xlim(0.5, steps + 0.5)
+
+
+@figure(fits=is_recurrent)
 def gradients(run):
-    """Draw how far back the loss reaches into the state, a line an epoch."""
-    rows, last = gradients_by_epoch(run), len(run.history)
-    lines = gradient_lines(rows)
-    drawn = Figure(figsize=(WIDTH, 3.4))
-    axes, named = drawn.subplots(), {0: "untrained", last: f"after epoch {last}"}
-    for (epoch, norms), colour in zip(lines.items(), shades(len(lines)), strict=True):
-        axes.semilogy(range(1, len(norms) + 1), norms, color=colour, label=named.get(epoch))
-    axes.set(xlabel="step: rows read", ylabel="norm of the loss gradient")
+    """Draw the norm of the loss gradient with respect to the state after each row, one line per epoch."""
+    columns, rows = measure_gradients(run)
+    norms_by_epoch = parse_gradients(rows)
+    steps = len(columns) - 1
+
+    drawn = Figure(figsize=(FIGURE_WIDTH, 3.4))
+    axes = drawn.subplots()
+    shade_blank_rows(axes, run.config, steps)
+    colors = [BEFORE_COLOR, *shades(len(rows) - 1)]
+    for (epoch, norms), color in zip(norms_by_epoch.items(), colors, strict=True):
+        label = f"epoch {epoch}" if epoch else "untrained"
+        axes.semilogy(range(1, steps + 1), norms, color=color, label=label)
+    axes.set(xlabel="rows read", ylabel="norm of the loss gradient")
     axes.grid(alpha=0.3)
-    axes.legend(title="a line an epoch")
-    about = f"Of the loss gradient {100 * reach(lines[last]):.2g} % reaches the first row"
-    drawn.suptitle(f"{about}, {100 * reach(lines[0]):.2g} % before training\n{run.title}")
-    return {"gradients.png": drawn, "gradients.csv": csv_text(("epoch", *range(1, len(rows[0]))), rows)}
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=math.ceil(len(rows) / 12))
+
+    title = gradients_title(gradient_reach(norms_by_epoch[run.epoch]), gradient_reach(norms_by_epoch[0]))
+    drawn.suptitle(f"{title}\n{run.title}")
+    return {"gradients.png": drawn, "gradients.csv": format_table(columns, rows)}
 
 
 @torch.inference_mode()
 def probabilities_by_row(model, images, batch_size=1000):
-    """Return the class probabilities after each row that is read of images (N, H, W), float32 (N, steps, classes).
+    """Return the class probabilities after each row of images (N, H, W), float32 (N, steps, classes).
 
-    They are what the last layer makes of the top layer's output after that row.
+    They are what the network would answer if that row were the last one.
     """
-    outputs = (model.recurrent(model.rows(batch))[0] for batch in images.split(batch_size))
-    return torch.cat([model.fc(each).softmax(-1) for each in outputs])
+    probabilities = []
+    for batch in images.split(batch_size):
+        outputs, _ = model.recurrent(model.rows(batch))
+        probabilities.append(model.fc(outputs).softmax(-1))
+    return torch.cat(probabilities)
+
+
+def state_features(state):
+    """Return a state of states_by_row as one vector per image, float32 (N, features)."""
+    return torch.cat([part.movedim(0, 1).flatten(1) for part in state], dim=1)
 
 
 @torch.inference_mode()
-def readable_by_row(model, train, test, classes):
-    """Return how readable the class is from all that the network carries on after each row, in percent, list of float.
+def probe_states(model, train, test, classes):
+    """Return the accuracy of a linear classifier on the state after each row, in percent, list of float.
 
-    train, test: the Splits to which the linear classifier is fitted and on which it is judged.
+    A classifier is fitted to the state of both layers for the images of train and evaluated on those of test
+    (both are Splits). classes: number of classes.
     """
-    both = (states_by_row(model, split.images) for split in (train, test))
-    pairs = (
-        [torch.cat([part.movedim(0, 1).flatten(1) for part in state], dim=1) for state in states]
-        for states in zip(*both, strict=True)
-    )
-    return [readable(fitted, train.labels, tested, test.labels, classes) for fitted, tested in pairs]
+    accuracies = []
+    train_states = states_by_row(model, train.images)
+    test_states = states_by_row(model, test.images)
+    for train_state, test_state in zip(train_states, test_states, strict=True):
+        fitted = state_features(train_state)
+        tested = state_features(test_state)
+        accuracies.append(linear_probe_accuracy(fitted, train.labels, tested, test.labels, classes))
+    return accuracies
 
 
-@figure(is_recurrent)
+@table("reading")
+def measure_reading(run):
+    """Return the columns and rows of reading.csv: one line for each number of rows read.
+
+    Two accuracies on the test images, in percent: known, that of a linear classifier on the state, and
+    answered, that of the network itself.
+    """
+    train = run.data.train
+    test = run.data.test
+    probe_train = utils.Split(train.images[:RIDGE_IMAGES], train.labels[:RIDGE_IMAGES])
+    known = probe_states(run.model, probe_train, test, len(run.data.classes))
+
+    answers = probabilities_by_row(run.model, test.images).argmax(2)
+    answered = 100 * (answers == test.labels[:, None]).double().mean(0)
+
+    rows = [(run.epoch, step + 1, known[step], answered[step].item()) for step in range(len(known))]
+    return ("epoch", "rows", "known", "answered"), rows
+
+
+def reading_title(read, steps, known, answered):
+    """Return the title of reading. known, answered: accuracies in percent after `read` of `steps` rows."""
+    classifier = f"a linear classifier on the state recognises {known:.0f} % of the images"
+    return f"After {read} of {steps} rows, {classifier}, the network {answered:.0f} %"
+
+
+@figure(fits=is_recurrent)
 def reading(run, count=5):
-    """Draw what the network answers as it reads, row after row, and what its state knows."""
-    images, labels = run.data.test
-    probabilities = probabilities_by_row(run.model, images)
-    answered = 100 * (probabilities.argmax(2) == labels[:, None]).double().mean(0)
-    train = run.data.train._make(tensor[:RIDGE_IMAGES] for tensor in run.data.train)
-    known = readable_by_row(run.model, train, run.data.test, len(run.data.classes))
-    chosen, rows = first_right_of_each_class(run)[::2][:count].tolist(), len(answered)
-    drawn = Figure(figsize=(WIDTH, 6.4))
+    """Draw the network's answers row by row for some digits, and the accuracies of reading.csv.
+
+    count: number of digits.
+    """
+    columns, rows = measure_reading(run)
+    _, rows_read, known, answered = zip(*rows, strict=True)
+    steps = len(rows)
+
+    test = run.data.test
+    chosen = first_correct_of_each_class(run)[::2][:count]
+    inputs = run.model.rows(test.images[chosen])
+    probabilities = probabilities_by_row(run.model, test.images[chosen])
+    classes = probabilities.shape[2]
+
+    drawn = Figure(figsize=(FIGURE_WIDTH, 6.4))
     top, bottom = drawn.subfigures(2, 1, height_ratios=(2, 1))
-    for number, (picture, heat) in zip(chosen, top.subplots(2, len(chosen), height_ratios=(1, 1.4)).T, strict=True):
-        steps, ticks = (rows + 0.5, 0.5), [1, rows // 2, rows]
-        shown = run.model.rows(images[number][None])[0]
-        picture.imshow(shown, cmap="gray", extent=(0.5, shown.shape[1] + 0.5, *steps))
-        picture.set(xticks=[], yticks=ticks, title=f"a {run.data.classes[labels[number]]}")
-        extent = (-0.5, probabilities.shape[2] - 0.5, *steps)
-        shown = heat.imshow(probabilities[number], cmap="viridis", vmin=0, vmax=1, extent=extent, aspect="auto")
-        heat.set(xticks=range(probabilities.shape[2]), yticks=ticks, xlabel="class")
+    panels = top.subplots(2, len(chosen), height_ratios=(1, 1.4), squeeze=False)
+    ticks = [1, steps // 2, steps]
+    for number, label in enumerate(test.labels[chosen]):
+        picture, heat = panels[:, number]
+        picture.imshow(inputs[number], cmap="gray", extent=(0.5, inputs.shape[2] + 0.5, steps + 0.5, 0.5))
+        picture.set(xticks=[], yticks=ticks, title=f"true class: {run.data.classes[label]}")
+        extent = (-0.5, classes - 0.5, steps + 0.5, 0.5)
+        shown = heat.imshow(probabilities[number], vmin=0, vmax=1, extent=extent, aspect="auto")
+        heat.set(xticks=range(classes), yticks=ticks, xlabel="class")
         heat.tick_params(axis="x", labelsize=7)
-        if number == chosen[0]:
-            picture.set_ylabel("row")
-            heat.set_ylabel("rows read")
-    top.colorbar(shown, ax=top.axes, label="probability of the class", shrink=0.6)
+    panels[0, 0].set_ylabel("row")
+    panels[1, 0].set_ylabel("rows read")
+    top.colorbar(shown, ax=panels, label="probability of the class", shrink=0.6)
+
     axes = bottom.subplots()
-    says = {"what its state knows (a linear classifier on it)": known, "what the network answers": answered}
-    for (name, values), colour in zip(says.items(), (OTHER, AFTER), strict=True):
-        axes.plot(range(1, rows + 1), values, marker=".", color=colour, label=name)
-    axes.set(xlabel="rows read", ylabel=f"accuracy in % over\n{len(labels):,} test images", ylim=(0, 100))
+    shade_blank_rows(axes, run.config, steps)
+    axes.plot(rows_read, known, ".-", color=ACCENT_COLOR, label="linear classifier on the state")
+    axes.plot(rows_read, answered, ".-", color=AFTER_COLOR, label="the network's own answer")
+    axes.set(xlabel="rows read", ylabel=f"accuracy in % over\n{len(test.labels):,} test images")
+    axes.set(ylim=(0, 100), yticks=range(0, 101, 25))
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
-    half = rows // 2
-    about = f"its state suffices for {known[half - 1]:.0f} % of the images, its answer for {answered[half - 1]:.0f} %"
-    drawn.suptitle(f"After {half} of {rows} rows {about}\n{run.title}")
-    table = csv_text(("rows", "known", "answered"), zip(range(1, rows + 1), known, answered.tolist(), strict=True))
-    return {"reading.png": drawn, "reading.csv": table}
+    bottom.legend(loc="outside lower center", ncols=3)
+
+    half = steps // 2
+    title = reading_title(half, steps, known[half - 1], answered[half - 1])
+    drawn.suptitle(f"{title}\n{run.title}")
+    return {"reading.png": drawn, "reading.csv": format_table(columns, rows)}
 
 
-# Several runs compared, by setting -----------------------------------------------------------------------------------
+KEEPING_GATES = {"gru": "update", "lstm": "forget"}  # the gate that keeps the state
+GATE_ROLES = {
+    "reset": "share of the state shown to the candidate",
+    "update": "share of the state kept",
+    "input": "share of the candidate written",
+    "forget": "share of the cell state kept",
+    "output": "share of the cell state shown",
+}
 
-UNUSUAL = {"rows_before", "rows_after", "keep_bias", "pixels", "without"}  # settings, of which a picture shows one
+
+@torch.inference_mode()
+def gate_activations(model, images):
+    """Return the gates of a GRU or LSTM at every row of images (N, H, W) with gray values 0 to 255.
+
+    The result is a dict from (layer, gate) to values. Layers are 1 and 2, gates are named as in
+    rnn_mnist.GATE_BLOCKS, and values are float32 (N, steps, units) from 0 (shut) to 1 (open). A gate is
+    computed from its block of the weights, the layer's input at that row and the layer's hidden state before
+    that row; both come from the network itself.
+    """
+    recurrent = model.recurrent
+    weights = recurrent.state_dict()
+    blocks = rnn_mnist.GATE_BLOCKS[recurrent.mode.lower()]  # PyTorch calls the modes "GRU" and "LSTM"
+    hidden = torch.stack([state[0] for state in states_by_row(model, images)], dim=2)  # (2, N, steps, units)
+    previous = F.pad(hidden[:, :, :-1], (0, 0, 1, 0))  # zeros before the first row
+
+    activations_by_gate = {}
+    inputs = model.rows(images)
+    for layer in range(recurrent.num_layers):
+        from_input = F.linear(inputs, weights[f"weight_ih_l{layer}"], weights[f"bias_ih_l{layer}"])
+        from_state = F.linear(previous[layer], weights[f"weight_hh_l{layer}"], weights[f"bias_hh_l{layer}"])
+        sums_by_block = (from_input + from_state).split(recurrent.hidden_size, dim=2)
+        for gate, block in blocks.items():
+            activations_by_gate[layer + 1, gate] = sums_by_block[block].sigmoid()
+        inputs = hidden[layer]
+    return activations_by_gate
 
 
-class Group(list):
-    """The SavedRuns of one setting, a run for each seed, and the epoch after which they are compared.
+@table("gates")
+def measure_gates(run, batch_size=1000):
+    """Return the columns and rows of gates.csv: one line for each layer, gate and row read (also blank rows).
 
-    accuracies: after it, of test images in percent; reported: the reference report's, None where none is comparable.
+    The gate of each unit is averaged over the test images. mean, low and high are the mean, the 10 % quantile
+    and the 90 % quantile over the units, all from 0 to 1.
+    """
+    images = run.data.test.images
+    sums = {}  # (steps, units) by layer and gate; the values of all images would take several gigabytes
+    for batch in images.split(batch_size):
+        for key, values in gate_activations(run.model, batch).items():
+            sums[key] = sums.get(key, 0) + values.double().sum(0)
+
+    rows = []
+    for (layer, gate), total in sums.items():
+        units = total / len(images)
+        low, high = units.quantile(torch.tensor([0.1, 0.9]).double(), dim=1)
+        statistics = torch.stack([units.mean(1), low, high], dim=1)
+        for row, numbers in enumerate(statistics.tolist(), start=1):
+            rows.append((run.epoch, layer, gate, row, *numbers))
+    return ("epoch", "layer", "gate", "row", "mean", "low", "high"), rows
+
+
+def parse_gates(rows):
+    """Return a dict from (layer, gate) to mean, low and high, in percent, float64 (3, steps).
+
+    rows: the rows of gates.csv, as numbers or as text.
+    """
+    values_by_gate = {}
+    for _, layer, gate, _, *values in rows:
+        values_by_gate.setdefault((int(layer), gate), []).append(values)
+    return {key: 100 * np.array(values, dtype=float).T for key, values in values_by_gate.items()}
+
+
+def gates_title(gate, kept, low, high, config):
+    """Return the title of gates: how much of the state a gate keeps.
+
+    kept, low, high: values of parse_gates, averaged over the layers, in percent (steps,). With blank rows,
+    the middle of the digit (its rows 8 to 20) is compared with the blank rows after the digit, or with those
+    before it if none come after it. Without, the title says how much rows and units differ.
+    """
+    is_still = kept.max() - kept.min() < 0.5
+    if is_still or not (config.rows_before or config.rows_after):
+        where = "In every row" if is_still else "Depending on the row"
+        amount = f"{kept.mean():.0f} %" if is_still else f"{kept.min():.0f} to {kept.max():.0f} %"
+        units = f"80 % of the units: {low.mean():.0f} to {high.mean():.0f} %"
+        return f"{where}, the {gate} gate keeps {amount} of the state ({units})"
+
+    middle = kept[config.rows_before + 7 : config.rows_before + 20].mean()
+    if config.rows_after:
+        blank = f"{kept[-config.rows_after :].mean():.0f} % in the blank rows after it"
+    else:
+        blank = f"{kept[: config.rows_before].mean():.0f} % in the blank rows before it"
+    return f"The {gate} gate keeps {middle:.0f} % of the state in rows 8 to 20 of the digit and {blank}"
+
+
+def gate_panels(subfigure, inputs):
+    """Create axes (2, N), a row for each layer, above N images that lie along the x axis as they are read.
+
+    inputs: float (N, steps, width), the rows that the network reads.
+    """
+    panels = subfigure.subplots(3, len(inputs), sharex=True, squeeze=False, height_ratios=(1, 1, 0.4))
+    for axes, rows in zip(panels[2], inputs, strict=True):
+        steps, width = rows.shape
+        axes.imshow(rows.T, cmap="gray", origin="lower", extent=(0.5, steps + 0.5, 0, width), aspect="auto")
+        axes.set(yticks=[], xlabel="row read")
+    panels[0, 0].set_ylabel("layer 1")
+    panels[1, 0].set_ylabel("layer 2")
+    return panels[:2]
+
+
+@figure(fits=has_gates)
+def gates(run, classes=(0, 7)):
+    """Draw how far the gates open at every row, on average over the test images and for two digits.
+
+    classes: the classes of the two digits.
+    """
+    columns, rows = measure_gates(run)
+    values_by_gate = parse_gates(rows)
+    names = list(rnn_mnist.GATE_BLOCKS[run.config.cell])
+    keeping_gate = KEEPING_GATES[run.config.cell]
+
+    test = run.data.test
+    images = test.images[first_correct_of_each_class(run)[list(classes)]]
+    activations_by_gate = gate_activations(run.model, images)
+    inputs = run.model.rows(images)
+    steps = inputs.shape[1]
+
+    drawn = Figure(figsize=(FIGURE_WIDTH, 8))
+    top, bottom = drawn.subfigures(2, 1)
+    mean_panels = gate_panels(top, inputs[:1].expand(len(names), -1, -1))
+    for (layer, gate), (mean, low, high) in values_by_gate.items():
+        axes = mean_panels[layer - 1, names.index(gate)]
+        shade_blank_rows(axes, run.config, steps)
+        x = range(1, steps + 1)
+        axes.fill_between(x, low, high, color=AFTER_COLOR, alpha=0.25, lw=0, label="middle 80 % of the units")
+        axes.plot(x, mean, color=AFTER_COLOR, label="mean of the units")
+        axes.set(ylim=(0, 100), yticks=[0, 50, 100])
+        axes.grid(alpha=0.3)
+    for axes, gate in zip(mean_panels[0], names, strict=True):
+        axes.set_title(f"{gate} gate in %\n({GATE_ROLES[gate]})")
+    test_images = f"{len(test.labels):,} test images (one is shown below)"
+    top.suptitle(f"All gates, averaged over {test_images}", fontsize=9)
+    top.legend(*mean_panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+    unit_panels = gate_panels(bottom, inputs)
+    for layer in (1, 2):
+        values = 100 * activations_by_gate[layer, keeping_gate]
+        values = values[:, :, values.mean((0, 1)).argsort()]
+        extent = (0.5, steps + 0.5, 0.5, values.shape[2] + 0.5)
+        for axes, of_image in zip(unit_panels[layer - 1], values, strict=True):
+            shown = axes.imshow(of_image.T, vmin=0, vmax=100, origin="lower", extent=extent, aspect="auto")
+            axes.set(yticks=[])
+    bottom.suptitle(f"The {keeping_gate} gate of every unit, sorted by mean, for two digits", fontsize=9)
+    bottom.colorbar(shown, ax=unit_panels, label=f"{keeping_gate} gate in %\n({GATE_ROLES[keeping_gate]})")
+
+    kept, low, high = (values_by_gate[1, keeping_gate] + values_by_gate[2, keeping_gate]) / 2
+    title = gates_title(keeping_gate, kept, low, high, run.config)
+    drawn.suptitle(f"{title}\n{run.title}")
+    return {"gates.png": drawn, "gates.csv": format_table(columns, rows)}
+
+
+# Comparing runs: grouping and labels ----------------------------------------------------------------------------------
+
+# Runs that change one of these settings are left out of the figures of all other settings.
+UNUSUAL_SETTINGS = {"rows_before", "rows_after", "keep_bias", "gates", "pixels", "without"}
+
+
+@dataclass
+class Group:
+    """The runs of one setting, one for each seed.
+
+    config: their Config, with seed 0. epoch: the epoch after which runs are compared.
     """
 
-    def __init__(self, runs, epoch):
-        super().__init__(runs)
-        self.config, self.epoch, known = self[0].config.group, epoch, utils.find_reported(self[0], epoch, REPORT)
-        self.accuracies = [run.test_accuracy(epoch) for run in self]
-        self.reported = None if known.remark else known.accuracy
+    runs: list
+    config: utils.Config
+    epoch: int
+
+    @property
+    def accuracies(self):
+        """The test accuracies in percent, in the order of the runs."""
+        return [run.test_accuracy(self.epoch) for run in self.runs]
+
+    @property
+    def mean(self):
+        """The mean test accuracy in percent."""
+        return float(np.mean(self.accuracies))
+
+    @property
+    def reported(self):
+        """The test accuracy in percent in the reference report, None where it gives none that is comparable."""
+        reported = utils.find_reported(self.runs[0], self.epoch, REPORT)
+        return None if reported.remark else reported.accuracy
+
+    @property
+    def source_suffix(self):
+        return self.runs[0].source_suffix
+
+
+def setting_order(config):
+    """Return the sort key of a Config: by script, then by each setting. Choices keep the order of their list."""
+    key = [config.script]
+    for spec, value in config.items():
+        rank = list(spec.choices).index(value) if spec.choices else value
+        key.append((value is not None, rank))  # None comes first
+    return key
 
 
 def group_runs(runs):
-    """Return the Groups of runs in the rising order of their settings; those that are left out are named.
+    """Return the Groups of runs, in the order of their settings, all compared after the same epoch.
 
-    All are compared after the reference report's epoch or, before it, the last that one of them has.
+    This is the most common last epoch, at most REPORT_EPOCHS; ties go to the later one. Shorter runs, and all but the
+    longest run of an experiment, are skipped with a message.
     """
+    experiments = {}
+    for run in sorted(runs, key=lambda run: run.epoch, reverse=True):
+        longest = experiments.setdefault((run.config, run.source_suffix), run)
+        if longest is not run:
+            print_line(f"skipping {run.folder}: duplicate of {longest.folder}")
 
-    def in_order(run):  # choices as they are listed; the seed comes last
-        values = [list(one.choices).index(value) if one.choices else value for one, value in run.config.settings()]
-        return run.config.script, [(value is not None, value) for value in values]
-
-    experiments, epoch = {}, min(REPORT_EPOCHS, max(len(run.history) for run in runs))
-    for run in sorted(runs, key=lambda run: -len(run.history)):
-        counted = experiments.setdefault((run.config, run.source), run)
-        if counted is not run:
-            tell(f"{run.folder} is left out: {counted.folder} is the same experiment, and of no fewer epochs")
-    short = [run for run in experiments.values() if len(run.history) < epoch]
-    if short:
-        tell(f"compared after epoch {epoch}; left out, of fewer epochs: {', '.join(str(run.folder) for run in short)}")
-    compared = sorted((run for run in experiments.values() if run not in short), key=in_order)
-    return [Group(found, epoch) for found in utils.grouped(compared)]
+    last_epochs = [min(run.epoch, REPORT_EPOCHS) for run in experiments.values()]
+    epoch = max(set(last_epochs), key=lambda last: (last_epochs.count(last), last))
+    shorter = [str(run.folder) for run in experiments.values() if run.epoch < epoch]
+    compared = [run for run in experiments.values() if run.epoch >= epoch]
+    compared.sort(key=lambda run: setting_order(run.config))
+    print_line(f"comparing {len(compared)} run(s) after epoch {epoch}")
+    if shorter:
+        print_line(f"skipping runs that have not reached epoch {epoch}: {', '.join(shorter)}")
+    return [Group(same, same[0].config.without_seed, epoch) for same in utils.group_by_setting(compared)]
 
 
-def tell_apart(configs):
-    """Return in words what tells each Config from the others, usual values too, and what all have in common."""
-    said, every = [config.words() for config in configs], []
+def label_configs(configs):
+    """Return what distinguishes each Config from the others, list of str, and what all have in common, str.
+
+    A setting that differs is named even where it has its default. The seed is never named.
+    """
+    captions_of_all = []
+    shown = {}
     for config in configs:
-        words = {one.name: one.in_words(value) for one, value in config.settings() if one.name != "seed"}
-        every.append({"network": config.network, **words})
-    names = dict.fromkeys(name for words in said for name in words)
-    differing = [name for name in names if len({words.get(name) for words in every}) > 1]
-    own = [", ".join(text for name, text in words.items() if name in differing and text) for words in every]
-    return own, ", ".join(words for name, words in said[0].items() if name not in (*differing, "seed"))
+        captions = {"network": config.network}
+        captions.update((spec.name, spec.label(value)) for spec, value in config.items() if spec.name != "seed")
+        captions_of_all.append(captions)
+        shown.update(config.captions())
+
+    differing = set()
+    for captions in captions_of_all:
+        differing.update(name for name in shown if captions.get(name) != captions_of_all[0].get(name))
+
+    labels = []
+    for captions in captions_of_all:
+        labels.append(", ".join(caption for name, caption in captions.items() if name in differing and caption))
+    common = [caption for name, caption in configs[0].captions().items() if name not in {*differing, "seed"}]
+    return labels, ", ".join(common)
 
 
-def labels_of(groups):
-    """Return tell_apart of groups; what they have in common names embedded data, too."""
-    own, common = tell_apart([group.config for group in groups])
-    return own, (common + groups[0][0].source).removeprefix(", ")
+def label_groups(groups):
+    """Return label_configs of groups; what they have in common also says whether their data are synthetic."""
+    labels, common = label_configs([group.config for group in groups])
+    return labels, (common + groups[0].source_suffix).removeprefix(", ")
 
 
-def families_of(groups, name):
-    """Return lists of at least two groups that differ in the setting called name alone, in its rising order."""
+def families_of(groups, name, least=2):
+    """Return lists of groups that differ only in the setting called name; least: the length of the shortest list."""
     families = {}
     for group in groups:
-        rest = [(one.name, value) for one, value in group.config.settings() if one.name != name]
-        if len(rest) < len(group.config.settings()):
-            families.setdefault((group.config.script, *rest), []).append(group)
-    return [family for family in families.values() if len(family) > 1]
+        others = [(spec.name, value) for spec, value in group.config.items() if spec.name != name]
+        if hasattr(group.config, name):
+            families.setdefault((group.config.script, *others), []).append(group)
+    return [family for family in families.values() if len(family) >= least]
 
 
-def usual(groups, name=""):
-    """Return the groups in which the settings of UNUSUAL but name have their defaults, or all where none has."""
-    special = [{one.name for one, value in group.config.settings() if value != one.default} for group in groups]
-    found = [group for group, names in zip(groups, special, strict=True) if not names & UNUSUAL - {name}]
-    return found or groups
+def usual_groups(groups, name=""):
+    """Return the groups in which UNUSUAL_SETTINGS other than name have their defaults, or all groups if none has."""
+    usual = []
+    for group in groups:
+        changed = {spec.name for spec, value in group.config.items() if value != spec.default}
+        if not changed & UNUSUAL_SETTINGS - {name}:
+            usual.append(group)
+    return usual or groups
 
 
-def colour_of(group):
-    """Return the colour of a group's network; one without a colour of its own is black."""
-    return NETWORK_COLOURS.get(group.config.network.partition(" ")[0], "black")
+def best_setting(groups):
+    """Return in words which group has the highest mean accuracy, and how far it is ahead of the second."""
+    if len(groups) == 1:
+        return f"{groups[0].mean:.2f} %"
+    labels, _ = label_groups(groups)
+    ranking = sorted(zip([group.mean for group in groups], labels, strict=True), reverse=True)
+    (best, label), (second, _), *_ = ranking
+    return f"best: {label} ({best:.2f} %, {best - second:.2f} points ahead)"
+
+
+# Pictures of several settings -----------------------------------------------------------------------------------------
+
+MAX_PANELS = 24
+MAX_LINES = 6  # in a panel
+
+
+def color_of(group):
+    """Return the colour of a group's network, black for one without a colour of its own."""
+    return NETWORK_COLORS.get(group.config.network.partition(" ")[0], "black")
 
 
 def shades(count):
-    """Return as many colours, from dark to light."""
+    """Return a number of colours, from dark to light."""
     return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, count))
 
 
-def scale_of(axes, groups, label):
-    """Label an axes of a picture of groups, and return what turns a metric's values into what is drawn on it.
+def accuracy_scale(axes, groups, column="test_accuracy"):
+    """Prepare the y axis for test_accuracy or train_loss, and return the function that turns values into those to draw.
 
-    Losses on a log axis; accuracies in percent or, where the means of all groups are high, errors on a log axis.
+    Where the mean accuracies of all groups are above 90 %, errors are drawn on a logarithmic axis.
     """
-    is_loss, are_high = "loss" in label, min(np.mean(group.accuracies) for group in groups) > 90
-    axes.set_ylabel(label.replace("accuracy", "error in % (log)" if are_high else "accuracy in %"))
-    if is_loss or are_high:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+    def error(accuracies):
+        return np.maximum(100 - np.asarray(accuracies), 1e-3)  # a logarithmic axis has no zero
+
+    is_loss = column == "train_loss"
+    if not is_loss and min(group.mean for group in groups) <= 90:
+        axes.set_ylabel("test accuracy in %")
+        axes.grid(alpha=0.3)
+        return np.asarray
+    axes.set_ylabel("training loss (log scale)" if is_loss else "test error in % (log scale)")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axes.grid(alpha=0.3, which="both")
-    return np.asarray if is_loss or not are_high else lambda accuracies: np.maximum(100 - np.asarray(accuracies), 1e-3)
+    return np.asarray if is_loss else error
 
 
-def draw_epochs(axes, groups, everything, column="test_accuracy"):
-    """Draw a column of metrics.csv by epoch for each group: the mean over seeds in a band that spans them.
+def draw_epochs(axes, groups, all_groups, column="test_accuracy", own_legend=True):
+    """Draw test_accuracy or train_loss by epoch: for each group a line, the mean of the seeds, and a band, their range.
 
-    Crosses: what the reference report gives; everything: all groups of the picture.
+    A cross marks the accuracy in the reference report. all_groups: the groups of all panels. own_legend: whether a
+    legend below the panel explains its lines.
     """
-    lines = [[[row[column] for row in run.history[: group.epoch]] for run in group] for group in groups]
-    drawn_as = scale_of(axes, everything, column.replace("_", " "))
-    own = list(map(colour_of, groups))  # the networks' colours, where these differ
-    colours = own if len(set(own)) == len(own) else shades(len(own))
-    for group, label, colour, values in zip(groups, labels_of(groups)[0], colours, map(drawn_as, lines), strict=True):
+    scale = accuracy_scale(axes, all_groups, column)
+    labels, _ = label_groups(groups)
+    colors = [color_of(group) for group in groups]
+    if len(set(colors)) < len(colors):
+        colors = shades(len(groups))
+
+    lines = []
+    for group, label, color in zip(groups, labels, colors, strict=True):
         epochs = range(1, group.epoch + 1)
-        axes.plot(epochs, values.mean(0), color=colour, marker=".", markersize=4, label=label)
-        axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        if column == "test_accuracy" and group.reported:
-            axes.plot(REPORT_EPOCHS, drawn_as(group.reported), "x", color=colour, markersize=7, markeredgewidth=2)
+        values = scale([[run.history[epoch - 1][column] for epoch in epochs] for run in group.runs])
+        lines += axes.plot(epochs, values.mean(0), color=color, marker=".", markersize=4, label=label)
+        if len(group.runs) > 1:
+            axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+        if group.reported is not None and column == "test_accuracy":
+            axes.plot(REPORT_EPOCHS, scale(group.reported), "x", color=color, markersize=7, markeredgewidth=2)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if own_legend and len(groups) > 1:
+        axes.legend(handles=lines, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+
+    if any(len(group.runs) > 1 for group in groups):
+        axes.plot([], [], color="0.4", label="mean of the seeds")
+        axes.fill_between([], [], color="0.4", alpha=0.2, label="range of the seeds")
+    if any(group.reported is not None for group in groups):
+        axes.plot([], [], "x", color="0.4", label="reference report")
 
 
-def draw_panels(panels, draw, about, columns=3, handles=(), sharey=False):
-    """Return a Figure with a panel for each (title, content), drawn by draw(axes, content), and a legend of handles."""
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    drawn = Figure(figsize=(WIDTH, 2.8 * rows + 0.5 + 0.08 * len(handles)))
-    places = drawn.subplots(rows, columns, sharey=sharey, squeeze=False).flat
-    for (title, content), axes in zip(panels, places, strict=False):
-        axes.grid(alpha=0.3)
-        draw(axes, content)
-        axes.set_title(title)
-        if sharey and not axes.get_subplotspec().is_first_col():
-            axes.set_ylabel("")
-    for axes in places:  # what is left of the last row
-        axes.set_axis_off()
+def add_legend(drawn):
+    """Add a legend below a Figure for all labels except those that the legend of a panel explains."""
+    handles = {}
+    for axes in drawn.axes:
+        legend = axes.get_legend()
+        explained = {text.get_text() for text in legend.get_texts()} if legend else set()
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label not in explained:
+                handles.setdefault(label, handle)
     if handles:
-        drawn.legend(handles=handles, loc="outside lower center", ncols=3)
-    drawn.suptitle(about)
+        columns = 4 if sum(map(len, handles)) < 100 else 2
+        drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+
+
+def draw_panels(name, panels, draw, title, columns=3, sharey=False):
+    """Return a Figure with one panel for each (panel title, groups), drawn by draw(axes, groups), and a legend.
+
+    Returns None if there is no panel. If there are more than MAX_PANELS, it prints which runs to name instead, and
+    returns None. name: the name of the picture.
+    """
+    all_groups = list(itertools.chain.from_iterable(groups for _, groups in panels))
+    if len(panels) > MAX_PANELS:
+        folder = all_groups[0].runs[0].folder
+        prefix = "synthetic_" if folder.name.startswith("synthetic_") else ""
+        example = folder.with_name(prefix + folder.name.removeprefix(prefix).partition("_")[0] + "*")
+        needed = f"{len(all_groups)} settings need more than {MAX_PANELS} panels"
+        print_line(f"{name}: {needed}; name fewer runs, e.g. {example}")
+    if not 0 < len(panels) <= MAX_PANELS:
+        return None
+
+    rows = math.ceil(len(panels) / columns)
+    columns = math.ceil(len(panels) / rows)  # the last row is as full as possible
+    drawn = Figure(figsize=(FIGURE_WIDTH, 3 * rows + 0.8))
+    all_axes = drawn.subplots(rows, columns, sharey=sharey, squeeze=False)
+    for axes, (panel_title, groups) in zip(all_axes.flat, panels, strict=False):
+        axes.grid(alpha=0.3)
+        draw(axes, groups)
+        lines = [textwrap.fill(line, 100 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
+        axes.set_title("\n".join(lines))
+        if sharey and axes not in all_axes[:, 0]:
+            axes.set_ylabel("")
+    for axes in all_axes.flat[len(panels) :]:
+        axes.set_axis_off()
+    add_legend(drawn)
+    drawn.suptitle(title)
     return drawn
 
 
-def draw_families(families, columns, draw, about, sharey=False):
-    """Return draw_panels of families of groups, drawn by draw(axes, family, all groups); None for no family."""
-    everything, panels = list(itertools.chain(*families)), []
-    columns = math.ceil(len(families) / max(1, math.ceil(len(families) / columns)))  # of rows as long as each other
-    for family in families:
-        whole = labels_of(family)[1].replace(" ", "_").replace(",_", ", ")  # lines end at commas
-        panels.append((textwrap.fill(whole, 90 // columns).replace("_", " "), family))
-    draw = partial(draw, everything=everything)
-    return draw_panels(panels, draw, about, columns, sharey=sharey) if panels else None
+def draw_families(name, families, draw, title, columns=3, sharey=False):
+    """Return draw_panels with one panel for each family of groups, drawn by draw(axes, family, all groups).
+
+    The title of a panel says what its groups have in common and which of them is best.
+    """
+    all_groups = list(itertools.chain.from_iterable(families))
+    panels = [(f"{label_groups(family)[1]}\n{best_setting(family)}", family) for family in families]
+    return draw_panels(name, panels, partial(draw, all_groups=all_groups), title, columns, sharey)
+
+
+def split_into_lines(groups):
+    """Return lists of at most MAX_LINES groups, every group in one of them.
+
+    The groups of a list differ only in one setting: of each script the one that has the most values.
+    """
+    panels = []
+    for script, config_class in CONFIGS.items():
+        members = [group for group in groups if group.config.script == script]
+        values = {}
+        for spec in config_class.specs():
+            values[spec.name] = {getattr(group.config, spec.name) for group in members}
+        most_varied = max(values, key=lambda name: len(values[name]))
+        for family in families_of(members, most_varied, least=1):
+            panels += [family[start : start + MAX_LINES] for start in range(0, len(family), MAX_LINES)]
+    return panels
 
 
 @comparison("curves")
-def compare_curves(groups, most=6):
-    """Draw test accuracy by epoch: up to six settings beside each other, of more a panel for each question."""
-    about = "mean over seeds, the band spans them; crosses: the reference report"
-    if groups[0].epoch == 1:  # a point says less than the other pictures
+def compare_curves(groups):
+    """Draw test accuracy by epoch; for up to six settings also the training loss."""
+    epoch = groups[0].epoch
+    if epoch == 1:  # each line would be a point; the other figures show more
         return None
-    if len(groups) <= most:
-        drawn = Figure(figsize=(WIDTH, 3.8))
-        for axes, column in zip(drawn.subplots(1, 2), ("test_accuracy", "train_loss"), strict=True):
-            draw_epochs(axes, groups, groups, column)
-        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        common = labels_of(groups)[1]
-        drawn.suptitle(f"Accuracy and loss by epoch{': ' * bool(common)}{common}\n{about}")
-        return drawn
+    if len(groups) > MAX_LINES:
+        title = f"Test accuracy by epoch, and the best setting after epoch {epoch}"
+        return draw_families("curves", split_into_lines(groups), draw_epochs, title, columns=2)
 
-    def draw(axes, family, everything):
-        draw_epochs(axes, family, everything)
-        axes.margins(y=0.2)
-        axes.legend(fontsize=7, loc="lower right", ncols=2)
-
-    names = dict.fromkeys(name for group in groups for name in vars(group.config))
-    families = [family for name in names for family in families_of(usual(groups), name)]
-    legible = [family[start : start + most] for family in families for start in range(0, len(family), most)]
-    return draw_families(legible, 2, draw, f"Each panel varies one setting: {about}")
+    drawn = Figure(figsize=(FIGURE_WIDTH, 4.2))
+    for axes, column in zip(drawn.subplots(1, 2), ("test_accuracy", "train_loss"), strict=True):
+        draw_epochs(axes, groups, groups, column, own_legend=False)
+    add_legend(drawn)
+    title = "Accuracy and loss by epoch"
+    if len({group.config.dataset for group in groups}) == 1:
+        title = f"Test accuracy after epoch {epoch}, {best_setting(groups)}"
+    title = textwrap.fill(title, 100, break_on_hyphens=False)
+    drawn.suptitle(f"{title}\n{label_groups(groups)[1]}")
+    return drawn
 
 
-def draw_seeds(axes, groups, everything, name):
-    """Draw the accuracy of every seed for each group, which differ in the setting called name."""
-    drawn_as = scale_of(axes, everything, "test accuracy")
-    for place, group in enumerate(groups):
-        values, colour = drawn_as(group.accuracies), colour_of(group)
-        spread = 0.15 * (len(values) > 1)
-        axes.plot(place + np.linspace(-spread, spread, len(values)), values, ".", color=colour)
-        axes.hlines(values.mean(), place - 0.3, place + 0.3, color=colour)
-        if group.reported:
-            axes.plot(place, drawn_as(group.reported), "kx")
-    values = [(one, value) for group in groups for one, value in group.config.settings() if one.name == name]
-    ticks = [textwrap.fill(one.unset, 10) if value is None else number_text(value) for one, value in values]
-    axes.set_xticks(range(len(groups)), ticks)
-    highest, tick = max(zip((np.mean(group.accuracies) for group in groups), ticks, strict=True))
-    axes.set_xlabel(f"--{name.replace('_', '-')}\nhighest mean: {' '.join(tick.split())}, {highest:.1f} %")
+def draw_seeds(axes, groups, all_groups, name):
+    """Draw the accuracy of every seed and the mean for groups that differ in the setting called name."""
+    scale = accuracy_scale(axes, all_groups)
+    for position, group in enumerate(groups):
+        count = len(group.runs)
+        spread = 0.15 if count > 1 else 0
+        values = scale(group.accuracies)
+        axes.plot(position + np.linspace(-spread, spread, count), values, ".", color=color_of(group))
+        axes.plot([], [], ".", color="0.4", label="one seed")
+        if count > 1:
+            axes.hlines(values.mean(), position - 0.3, position + 0.3, color=color_of(group))
+            axes.plot([], [], color="0.4", label="mean of the seeds")
+        if group.reported is not None:
+            axes.plot(position, scale(group.reported), "kx", label="reference report")
+    labels = [format_number(getattr(group.config, name)) for group in groups]
+    stride = math.ceil(len(groups) / 30)  # more labels would overlap
+    axes.set_xticks(range(0, len(groups), stride), labels[::stride], rotation=90 if len(groups) > 8 else 0)
+    axes.set_xlabel(f"--{name.replace('_', '-')}")
     axes.margins(x=0.08)
     axes.grid(visible=False, axis="x")
 
 
-for name in {one.name: None for config_class in CONFIGS.values() for one in config_class.known_settings()}:
-    if name not in ("rows_after", "seed"):
+def compare_setting(groups, name):
+    """Return a Figure with the accuracy of every seed against one setting, a panel for each choice of the others."""
+    families = families_of(usual_groups(groups, name), name)
+    if not families:
+        return None
+    lowest = [min(group.mean for group in family) for family in families]
+    highest = [max(group.mean for group in family) for family in families]
+    largest = max(np.subtract(highest, lowest))
+    flag = f"--{name.replace('_', '-')}"
+    title = f"{flag} changes the test accuracy after epoch {groups[0].epoch} by up to {largest:.1f} points"
+    sharey = max(highest) - min(lowest) < 20  # from 10 to 95 %, a difference of one point is invisible
+    return draw_families(name, families, partial(draw_seeds, name=name), title, sharey=sharey)
 
-        @comparison(name)
-        def compare_setting(groups, name=name):
-            """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
-            about = "A dot a seed, a line their mean, a cross the reference report's figure"
-            families, draw = families_of(usual(groups, name), name), partial(draw_seeds, name=name)
-            return draw_families(families, 3, draw, about, sharey=True)
+
+def register_settings():
+    """Register compare_setting for every setting whose values are comparable and that compare_memory does not show."""
+    names = {}
+    for config_class in CONFIGS.values():
+        names.update((spec.name, spec.flag) for spec in config_class.specs())
+    for name, flag in names.items():
+        if name not in ("seed", "dataset", "rows_before", "rows_after", "keep_bias"):
+            draw = partial(compare_setting, name=name)
+            draw.__doc__ = f"Draw test accuracy against {flag}."
+            comparison(name)(draw)
+
+
+register_settings()
+
+
+# Pictures of recurrent networks: blank rows and gradients -------------------------------------------------------------
+
+MAJORITY_ACCURACY = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
+CHANCE_LEVEL = 15  # percent; a network above it has begun to learn
+
+
+def first_epoch_above_chance(run, last=None):
+    """Return the first epoch, up to last, with a test accuracy above CHANCE_LEVEL, infinity if there is none."""
+    for row in run.history[:last]:
+        if row["test_accuracy"] > CHANCE_LEVEL:
+            return row["epoch"]
+    return math.inf
 
 
 @cache
 def gradients_of(run):
-    """Return the gradient_lines of a run, by epoch, empty where they were not measured."""
-    return gradient_lines(row.values() for row in measured(run, "gradients") if "state" not in row)  # older tables
+    """Return parse_gradients of a run's table, empty where the gradients were not measured."""
+    return parse_gradients(row.values() for row in read_table(run, "gradients"))
 
 
-ALWAYS_ONE = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
-CHANCE = 15  # percent; above it a network has learned something
-OPEN = 0.02  # the gradient's norm at the digit in networks that hold it
+def initialization_label(keep_bias):
+    """Return in words how a value of --keep-bias initialises a network."""
+    if keep_bias is None:
+        return "PyTorch's initialisation"
+    share = 100 / (1 + math.exp(-keep_bias))
+    return f"B = {format_number(keep_bias)}: each step keeps {share:.0f} % of the state at first"
 
 
-def escape_epoch(run, last=None):
-    """Return the epoch, up to the last, in which the test accuracy rises above CHANCE, infinite where it never does."""
-    return next((row["epoch"] for row in run.history[:last] if row["test_accuracy"] > CHANCE), math.inf)
+def blank_rows(group):
+    """Return how many blank rows the runs of a group read, before and after the digit."""
+    return group.config.rows_before + group.config.rows_after
 
 
-def digit_gradient(run):
-    """Return the norm of the loss gradient that reaches the digit's last row, by epoch."""
-    return {epoch: norms[-1 - run.config.rows_after] for epoch, norms in gradients_of(run).items()}
+def memory_panels(groups):
+    """Return the groups of each recurrent network, by its Config without blank rows and --keep-bias.
+
+    Networks that were never trained with blank rows are left out.
+    """
+    panels = {}
+    for group in groups:
+        if is_recurrent(group.runs[0]):
+            network = replace(group.config, rows_before=0, rows_after=0, keep_bias=None)
+            panels.setdefault(network, []).append(group)
+    chosen = {}
+    for network in sorted(panels, key=setting_order):
+        if any(blank_rows(group) for group in panels[network]):
+            chosen[network] = panels[network]
+    return chosen
 
 
-def starts_of(runs):
-    """Return how the gates of recurrent runs start, torch's start first: lines of a legend by keep_bias."""
-    biases = sorted({run.config.keep_bias for run in runs}, key=lambda bias: (bias is not None, bias))
-    lines = {}
+def draw_memory(axes, groups, all_groups):
+    """Draw a panel of compare_memory. all_groups: the groups of all panels, which have the same colours and x axis."""
+    all_rows = sorted({blank_rows(group) for group in all_groups})
+    biases = sorted({group.config.keep_bias for group in all_groups}, key=lambda bias: (bias is not None, bias))
+    own_biases = {group.config.keep_bias for group in groups}
+    step = 0.025 * all_rows[-1]  # between the dots of two initialisations
+    half_width = step * (len(own_biases) + 1) / 2
+    for rows in all_rows:  # the dots in a band belong to the same number of rows
+        axes.axvspan(rows - half_width, rows + half_width, color="0.94", zorder=0)
+
+    position = -step * (len(own_biases) - 1) / 2  # relative to the number of rows
     for bias, shade in zip(biases, shades(len(biases)), strict=True):
-        words = "" if bias is None else f"B = {number_text(bias)}: sigmoid(B) = {100 / (1 + math.exp(-bias)):.3g} %"
-        lines[bias] = Line2D([], [], color=shade if words else OTHER, label=words or "torch's start")
-    return lines
+        color = ACCENT_COLOR if bias is None else shade
+        axes.plot([], [], color=color, label=initialization_label(bias))
+        members = [group for group in groups if group.config.keep_bias == bias]
+        after = [group for group in members if not group.config.rows_before]
+        axes.plot([group.config.rows_after + position for group in after], [group.mean for group in after], color=color)
+        for group in members:
+            fill = "none" if group.config.rows_before else color
+            dots = {"marker": "o", "linestyle": "none", "markersize": 5, "markerfacecolor": fill, "alpha": 0.7}
+            axes.plot([blank_rows(group) + position] * len(group.runs), group.accuracies, color=color, **dots)
+        position += step if members else 0
+
+    axes.plot([], [], "o", color="0.4", label="one seed, blank rows after the digit (line: mean)")
+    if any(group.config.rows_before for group in groups):
+        axes.plot([], [], "o", color="0.4", markerfacecolor="none", label="one seed, blank rows before the digit")
+    if groups[0].config.dataset == "mnist" and not groups[0].source_suffix:
+        axes.axhline(MAJORITY_ACCURACY, color="black", linewidth=0.8, linestyle=":", label='always answers "1"')
+    axes.set_xticks(all_rows)
+    axes.set(xlabel="blank rows", ylabel="test accuracy in %", ylim=(0, 102))
 
 
 @comparison("memory")
 def compare_memory(groups):
-    """Draw accuracy against the blank rows read before or after the digit, a panel a network, a line a start.
-
-    Of several learning rates the one of the best mean counts.
-    """
-
-    def network_of(config):
-        return replace(config, rows_before=0, rows_after=0, keep_bias=None)
-
-    def titled(label, lines):
-        last = max(sum(lines.values(), []), key=lambda group: (group.config.rows_after, np.mean(group.accuracies)))
-        return f"{label}\nbest start through {last.config.rows_after} rows: {np.mean(last.accuracies):.1f} %"
-
-    best, panels = {}, {}
-    for group in (group for group in groups if is_recurrent(group[0])):
-        place = replace(group.config, lr=1.0)
-        best[place] = max(best.get(place, group), group, key=lambda group: np.mean(group.accuracies))
-    asked = {network_of(config) for config in best if config.rows_before or config.rows_after}
-    chosen = {config: group for config, group in best.items() if network_of(config) in asked}
-    for config, group in chosen.items():
-        panels.setdefault(network_of(config), {}).setdefault(config.keep_bias, []).append(group)
-    if not panels:
+    """Draw test accuracy against the number of blank rows, a panel for each recurrent network and learning rate."""
+    networks = memory_panels(groups)
+    if not networks:
         return None
-    common = tell_apart([network_of(group.config) for group in chosen.values()])[1]
-    panels = [(titled(*panel), panel[1]) for panel in zip(tell_apart(panels)[0], panels.values(), strict=True)]
-    starts = starts_of([group[0] for group in chosen.values()])
+    labels, common = label_configs(list(networks))
+    panels = []
+    for label, members in zip(labels, networks.values(), strict=True):
+        best = max(members, key=lambda group: (blank_rows(group), group.mean))
+        start = initialization_label(best.config.keep_bias).partition(":")[0]
+        panels.append((f"{label or common}\nbest at {blank_rows(best)} rows: {best.mean:.1f} % ({start})", members))
 
-    def draw(axes, lines):
-        axes.grid(axis="x", linewidth=20, color="0.93", alpha=1)  # bands: dots beside each other belong to one tick
-        for number, (bias, line) in enumerate(lines.items()):
-            colour, shift = starts[bias].get_color(), 1.5 * (number - (len(lines) - 1) / 2)
-            after = [group for group in line if not group.config.rows_before]
-            means = [(group.config.rows_after + shift, np.mean(group.accuracies)) for group in after]
-            axes.plot(*zip(*means, strict=True), color=colour)
-            for group in line:
-                size, fill = (7, "none") if group.config.rows_before else (4, colour)
-                places = [group.config.rows_before + group.config.rows_after + shift] * len(group)
-                axes.plot(places, group.accuracies, "o", color=colour, markersize=size, markerfacecolor=fill, alpha=0.7)
-        if group.config.dataset == "mnist" and not group[0].source:
-            axes.axhline(ALWAYS_ONE, color="black", linewidth=0.8, linestyle=":")
-            where = axes.get_yaxis_transform()
-            axes.text(0.5, ALWAYS_ONE - 1, "always answers 1", fontsize=7, va="top", ha="center", transform=where)
-        axes.set_xticks(sorted({group.config.rows_after for group in sum(lines.values(), [])}))
-        axes.set(xlabel="blank rows after the digit", ylabel="test accuracy in %", ylim=(0, 102))
-
-    hollow = Line2D([], [], color="black", marker="o", ls="none", mfc="none", label="blank rows before the digit")
-    about = f"Accuracy after epoch {groups[0].epoch} by the blank rows after the digit, at the best rate tried\n"
-    about += f"{common}: a dot a seed, a line their mean"
-    return draw_panels(panels, draw, about, handles=[*starts.values(), hollow], sharey=True)
+    draw = partial(draw_memory, all_groups=list(itertools.chain.from_iterable(networks.values())))
+    title = f"Test accuracy after epoch {groups[0].epoch} with blank rows before or after the digit"
+    title += f"\n{common}{groups[0].source_suffix}"
+    return draw_panels("memory", panels, draw, title, sharey=True)
 
 
-@comparison("opening")
-def compare_opening(groups):
-    """Draw the loss gradient that reaches the digit by epoch, a line a run, torch's start first."""
-    later = itertools.chain(*(group for group in groups if is_recurrent(group[0]) and group.config.rows_after))
-    panels, drawn = {}, list(filter(gradients_of, later))
-    for run in drawn:
-        panels.setdefault((run.config.keep_bias is not None, run.config.network), []).append(run)
-    if not panels:
-        return None
-    rates = sorted({run.config.lr for run in drawn})
-    colours = dict(zip(rates, shades(len(rates)), strict=True))
+def mean_gradient(group, epoch):
+    """Return the gradient norm after each row, the geometric mean over a group's runs, float64 (steps,)."""
+    return np.exp(np.mean([np.log(gradients_of(run)[epoch]) for run in group.runs], axis=0))
 
-    def draw(axes, runs):
-        for run in runs:
-            left, norms = escape_epoch(run), digit_gradient(run)
-            look = {"color": colours[run.config.lr], "linestyle": ":" if math.isinf(left) else "-", "linewidth": 0.8}
-            axes.plot(norms.keys(), norms.values(), marker=".", markevery=[epoch == left for epoch in norms], **look)
-        axes.set(xlabel="epoch", ylabel="norm of the loss gradient", yscale="log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    handles = [Line2D([], [], color=colours[rate], label=f"learning rate {number_text(rate)}") for rate in rates]
-    styles = (("-", ".", f"above {CHANCE} % from the dot on"), (":", "", f"never above {CHANCE} %"))
-    handles += [Line2D([], [], color="black", linestyle=line, marker=dot, label=label) for line, dot, label in styles]
-    large = [digit_gradient(run).get(escape_epoch(run), 0) >= OPEN for run in drawn if escape_epoch(run) < math.inf]
-    rows = ", ".join(map(str, sorted({run.config.rows_after for run in drawn})))
-    about = f"Loss gradient at the digit, through {rows} blank rows: {len(large)} of {len(drawn)} runs leave chance,\n"
-    about += f"{sum(large)} at {OPEN} or more then; the more rows, the lower it starts; drawn from {GRADIENT_FLOOR} up"
-    shown = []
-    for (is_open, network), runs in sorted(panels.items(), key=lambda panel: panel[0][0]):
-        biases = ", ".join(map(number_text, sorted({run.config.keep_bias for run in runs if is_open})))
-        shown.append((f"{network}, B = {biases}" if is_open else f"{network}, as torch starts it", runs))
-    return draw_panels(shown, draw, about, len({network for _, network in panels}), handles, sharey=True)
+def draw_gradients(axes, groups):
+    """Draw a panel of compare_gradients, with its only group."""
+    (group,) = groups
+    for epoch, style, label in ((0, ":", "before training"), (group.epoch, "-", f"after epoch {group.epoch}")):
+        norms = mean_gradient(group, epoch)
+        axes.semilogy(range(1, len(norms) + 1), norms, linestyle=style, color=color_of(group))
+        axes.plot([], [], linestyle=style, color="black", label=label)
+    axes.set(xlabel="rows read", ylabel="norm of the loss gradient")
 
 
 @comparison("gradients")
 def compare_gradients(groups):
-    """Draw how far back the loss reaches before training and after it, a panel a network.
+    """Draw the loss gradient after each row before and after training, a panel for each recurrent network.
 
-    Where networks differ in nothing but their cells, these are drawn, else the first setting of each.
+    Where settings differ only in their cells, these are drawn, otherwise the first setting of each network.
     """
-    with_tables = [
-        Group(found, group.epoch)
-        for group in usual(groups)
-        if (found := [run for run in group if {0, group.epoch} <= gradients_of(run).keys()])
-    ]
-    families = families_of(with_tables, "cell")
-    chosen = {group.config.network: group for group in reversed(max(families, key=len) if families else with_tables)}
-    if not chosen:
+    epoch = groups[0].epoch
+    measured = []
+    for group in usual_groups([group for group in groups if is_recurrent(group.runs[0])]):
+        runs = [run for run in group.runs if gradients_of(run).keys() >= {0, epoch}]
+        if runs:
+            measured.append(replace(group, runs=runs))
+    if not measured:
         return None
 
-    def draw(axes, group):
-        for epoch, style in ((0, ":"), (group.epoch, "-")):
-            means = np.exp(np.mean([np.log(gradients_of(run)[epoch]) for run in group], axis=0))
-            axes.semilogy(range(1, len(means) + 1), means, linestyle=style, color=colour_of(group))
-        axes.set(xlabel="step: rows read", ylabel="norm of the loss gradient")
+    families = families_of(measured, "cell")
+    chosen = {}
+    for group in max(families, key=len) if families else measured:
+        chosen.setdefault(group.config.network, group)
+    panels = []
+    for network, group in chosen.items():
+        before = format_percent(gradient_reach(mean_gradient(group, 0)))
+        after = format_percent(gradient_reach(mean_gradient(group, epoch)))
+        panels.append((f"{network}: {after} reaches the first row\n(before training: {before})", [group]))
+    _, common = label_groups(list(chosen.values()))
+    title = f"How much of the loss gradient reaches the first row (geometric mean of the seeds)\n{common}"
+    return draw_panels("gradients", panels, draw_gradients, title, sharey=True)
 
-    styles = ((":", "before training"), ("-", f"after epoch {groups[0].epoch}"))
-    handles = [Line2D([], [], color="black", linestyle=style, label=label) for style, label in styles]
-    about = f"How far back the loss reaches into the state: geometric mean of seeds\n{labels_of([*chosen.values()])[1]}"
-    return draw_panels([*reversed(chosen.items())], draw, about, handles=handles, sharey=True)
+
+# Statistics: the permutation test of the difference of two means ------------------------------------------------------
+
+ALPHA = 0.05  # the level of a one-sided test; two of them give the interval of 90 %
+MAX_PERMUTATIONS = 200_000  # where there are more, as many random ones are drawn
+HOLDS, FAILS, UNDECIDED, UNMEASURED = "holds", "does not hold", "undecided", "not measured"
+
+
+@cache
+def permutations(count, chosen=None):
+    """Return the permutations of a test as weights, float64 (permutations, count); the first is the measured one.
+
+    Without chosen: a sign, 1 or -1, for each of `count` pairs. With chosen: 1 for the `chosen` of `count` values that
+    are in the first sample, 0 for the others.
+    """
+    random = np.random.default_rng(0)
+    if chosen is None:
+        if 2**count <= MAX_PERMUTATIONS:
+            return np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+        return np.vstack([np.ones(count), random.choice((1.0, -1.0), (MAX_PERMUTATIONS, count))])
+    if math.comb(count, chosen) <= MAX_PERMUTATIONS:
+        members = np.array(list(itertools.combinations(range(count), chosen)))
+        return (members[:, :, None] == np.arange(count)).any(1).astype(float)
+    measured = np.repeat([1.0, 0.0], [chosen, count - chosen])
+    return np.vstack([measured, random.permuted(np.tile(measured, (MAX_PERMUTATIONS, 1)), axis=1)])
+
+
+def critical_differences(first, second, paired):
+    """Return the critical difference of each permutation, float64 (permutations,).
+
+    To test "the means differ by more than d", d is subtracted from the first values. The p-value is the share of the
+    permutations in which the means then differ at least as much as in the measured values: those whose critical
+    difference is not above d. For the measured values it is NaN, because they always count.
+
+    first, second: one value for each seed. paired: flip the signs of pairs instead of shuffling all values.
+    """
+    first = np.asarray(first, dtype=float)
+    second = np.asarray(second, dtype=float)
+    if paired:
+        weights = permutations(len(first))
+        values = first - second
+        is_first = np.ones(len(first))
+    else:
+        weights = permutations(len(first) + len(second), len(first))
+        values = np.concatenate([first, second])
+        is_first = np.repeat([1.0, 0.0], [len(first), len(second)])
+    change = weights[0] - weights
+    with np.errstate(invalid="ignore"):  # 0 / 0 for the measured values
+        return (change @ values / (change @ is_first)).round(9)
+
+
+def p_values(critical, difference):
+    """Return the one-sided p-values of "the means differ by more" and "by less" than a difference.
+
+    critical: what critical_differences returns.
+    """
+    return float((~(critical > difference)).mean()), float((~(critical < difference)).mean())
+
+
+def confidence_interval(critical):
+    """Return the lowest and the highest difference of means that no one-sided test at ALPHA rejects.
+
+    They are infinite if there are too few permutations to reject any. critical: what critical_differences returns.
+    """
+    rejected = int(ALPHA * len(critical) + 1e-9)
+    lowest = np.sort(np.nan_to_num(critical, nan=-math.inf))[rejected]
+    highest = np.sort(np.nan_to_num(critical, nan=math.inf))[-1 - rejected]
+    return float(lowest), float(highest)
+
+
+def decimals_of(unit):
+    """Return the number of decimals with which values are written: two, without a unit three."""
+    return 2 if unit else 3
+
+
+def format_signed(value, decimals=2):
+    """Return a difference as text with its sign; one that is rounded to zero has none."""
+    text = f"{abs(value):.{decimals}f}"
+    if float(text) == 0:
+        return text
+    return f"-{text}" if value < 0 else f"+{text}"
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of one setting. values: a dict with one value for each seed."""
+
+    label: str
+    values: dict
+
+    def summary(self, unit="%"):
+        """Return the label with mean, range and number of the values."""
+        if not self.values:
+            return f"{self.label} (not measured)"
+        values = list(self.values.values())
+        decimals = decimals_of(unit)
+        mean = f"{np.mean(values):.{decimals}f} {unit}".strip()
+        if len(values) == 1:
+            return f"{self.label} {mean} (one seed)"
+        value_range = f"{min(values):.{decimals}f} to {max(values):.{decimals}f}"
+        return f"{self.label} {mean} ({value_range}, {len(values)} seeds)"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a test; None stands for what was not measured.
+
+    difference: of the means. interval: its 90 % interval (low, high), None if there are too few seeds for one.
+    agreeing: in how many of the total seeds that both settings have the tested sentence is true. p: one-sided, of the
+    sentence or of its opposite, whichever is smaller. unit: that of the values.
+    """
+
+    label: str
+    verdict: str
+    difference: float | None = None
+    interval: tuple | None = None
+    agreeing: int | None = None
+    total: int | None = None
+    p: float | None = None
+    unit: str = "%"
+
+    @property
+    def difference_text(self):
+        """The difference with its sign and unit, such as '+1.23 points', empty if there is none."""
+        if self.difference is None:
+            return ""
+        unit = "points" if self.unit == "%" else self.unit
+        return f"{format_signed(self.difference, decimals_of(unit))} {unit}".strip()
+
+    @property
+    def interval_text(self):
+        """The interval, such as '+0.98 to +1.50', empty if there is none."""
+        if self.interval is None:
+            return ""
+        low, high = (format_signed(end, decimals_of(self.unit)) for end in self.interval)
+        return f"{low} to {high}"
+
+
+def _compare(first, second, margin, unit, paired):
+    """Return the Comparison that compare and compare_paired describe."""
+    label = f"{first.summary(unit)} against {second.summary(unit)}"
+    if paired:
+        label += ", paired by seed"
+    if margin:
+        label += f", by more than {margin:g} {'points' if unit == '%' else unit}".rstrip()
+    shared = [seed for seed in first.values if seed in second.values]
+    first_values = np.array([first.values[seed] for seed in (shared if paired else first.values)])
+    second_values = np.array([second.values[seed] for seed in (shared if paired else second.values)])
+    if not len(first_values) or not len(second_values):
+        return Comparison(label, UNMEASURED, unit=unit)
+
+    critical = critical_differences(first_values, second_values, paired)
+    low, high = confidence_interval(critical)
+    verdict = UNDECIDED
+    if low > margin:
+        verdict = HOLDS
+    elif high < margin:
+        verdict = FAILS
+    return Comparison(
+        label,
+        verdict,
+        difference=float(first_values.mean() - second_values.mean()),
+        interval=(low, high) if math.isfinite(low) else None,
+        agreeing=sum(bool(first.values[seed] - second.values[seed] > margin) for seed in shared),
+        total=len(shared),
+        p=min(p_values(critical, margin)),
+        unit=unit,
+    )
+
+
+def compare(first, second, margin=0.0, unit="%"):
+    """Test whether the mean of the first Measurements is above that of the second by more than a margin.
+
+    Returns a Comparison, which HOLDS if the interval lies above the margin and FAILS if it lies below.
+    """
+    return _compare(first, second, margin, unit, paired=False)
+
+
+def compare_paired(first, second, margin=0.0, unit="%"):
+    """Return what compare does, where runs of the same seed are pairs; seeds that only one setting has do not count."""
+    return _compare(first, second, margin, unit, paired=True)
+
+
+# Two settings, and the table of results -------------------------------------------------------------------------------
+
+
+def starts_equal(first, second):
+    """Return whether two runs begin with the same weights and see the same images in the same order.
+
+    Weights that one of the networks holds at zero, as restricted gates do, are not compared.
+    """
+    for name in ("seed", "batch_size", "dataset"):
+        if getattr(first.config, name) != getattr(second.config, name):
+            return False
+    first_weights, second_weights = (run.untrained_model().state_dict() for run in (first, second))
+    if first_weights.keys() != second_weights.keys():
+        return False
+    for name, weights in first_weights.items():
+        other_weights = second_weights[name]
+        if weights.shape != other_weights.shape:
+            return False
+        is_compared = (weights != 0) & (other_weights != 0)
+        if not torch.equal(weights[is_compared], other_weights[is_compared]):
+            return False
+    return True
+
+
+def pooled_conditions(runs):
+    """Return in words how runs differ in precision and device, such as 'precision (bf16, fp32)', '' if not at all."""
+    differing = []
+    for name in ("precision", "device"):
+        values = sorted({getattr(run.conditions, name) for run in runs})
+        if len(values) > 1:
+            differing.append(f"{name} ({', '.join(values)})")
+    return " and ".join(differing)
+
+
+def compare_two_settings(groups):
+    """Return in words which of two groups has the higher mean, and whether its lead may be chance.
+
+    Runs of the same seed are pairs if they start equal. p is doubled, because the direction is chosen from the data.
+    """
+    paired = any(starts_equal(*runs) for runs in itertools.product(groups[0].runs, groups[1].runs))
+    shared_seeds = {run.config.seed for run in groups[0].runs} & {run.config.seed for run in groups[1].runs}
+    measurements = []
+    for group, label in zip(groups, label_groups(groups)[0], strict=True):
+        runs = [run for run in group.runs if run.config.seed in shared_seeds or not paired]
+        values = {run.config.seed: run.test_accuracy(group.epoch) for run in runs}
+        measurements.append(Measurements(label, values))
+    measurements.sort(key=lambda measured: np.mean(list(measured.values.values())), reverse=True)
+    first, second = measurements
+
+    result = compare_paired(first, second) if paired else compare(first, second)
+    seeds = result.total if paired else min(len(first.values), len(second.values))
+
+    facts = [f"difference {result.difference_text}"]
+    if result.total > 1:
+        facts.append(f"higher in {result.agreeing} of {result.total} seeds")
+    if seeds == 1 or result.interval is None:
+        count = ("one seed", "two seeds", "three seeds", "four seeds")[seeds - 1]
+        verdict = f"{count} cannot decide; add --seed 0 1 2 3 4"
+    else:
+        p = min(1.0, 2 * result.p)
+        facts.append(f"p = {p:.4f} (two-sided permutation test)")
+        facts.append(f"90 % interval {result.interval_text}")
+        is_decided = result.verdict == HOLDS
+        verdict = f"{first.label} is better" if is_decided else "undecided, because the interval contains 0"
+    text = f"{result.label}: {', '.join(facts)}; {verdict}."
+    pooled = pooled_conditions(groups[0].runs + groups[1].runs)
+    return f"{text} The runs differ in {pooled}." if pooled else text
 
 
 @comparison("results")
 def results(groups):
-    """Write results.csv and results.md: what each setting reached, beside the report; of two, whether one is ahead."""
-    rows = [utils.result(group, group.epoch, REPORT) for group in groups]
-    head = f"Test accuracy in % after epoch {groups[0].epoch} over seeds; seconds as they were, on busy machines, too."
-    texts = ["# Results", head, utils.markdown(utils.RESULTS, rows)]
+    """Write results.csv and results.md: the accuracy of each setting and, for two settings, which is better."""
+    rows = [utils.result_row(group.runs, group.epoch, REPORT) for group in groups]
+    head = f"Test accuracy in percent after epoch {groups[0].epoch}: mean, range and standard deviation over the seeds."
+    texts = ["# Results", head, utils.markdown_table(utils.RESULT_COLUMNS, rows)]
+    pooling = [group for group in groups if pooled_conditions(group.runs)]
+    if pooling:
+        runs = list(itertools.chain.from_iterable(group.runs for group in pooling))
+        texts.append(f"In {len(pooling)} of {len(groups)} settings the runs differ in {pooled_conditions(runs)}.")
     if len(groups) == 2:
-        texts.append(which_is_ahead(groups))
-        tell(texts[-1])
-    return {"results.csv": csv_text(utils.RESULTS, rows), "results.md": "\n\n".join(texts) + "\n"}
+        texts.append(compare_two_settings(groups))
+        print_line(texts[-1])
+    return {"results.csv": format_table(utils.RESULT_COLUMNS, rows), "results.md": "\n\n".join(texts) + "\n"}
 
 
-def start_alike(one, other):
-    """Return whether two runs begin with the same weights and see the same images in the same order."""
-    orders = [(run.config.seed, run.config.batch_size, run.config.dataset) for run in (one, other)]
-    if orders[0] != orders[1]:
-        return False
-    starts = [run.untrained_model().state_dict() for run in (one, other)]
-    return starts[0].keys() == starts[1].keys() and all(map(torch.equal, *(start.values() for start in starts)))
+# Command line ---------------------------------------------------------------------------------------------------------
 
 
-def which_is_ahead(groups):
-    """Return in words what the test of the claims says of two groups; runs that start alike are pairs."""
-    groups = sorted(groups, key=lambda group: -np.mean(group.accuracies))
-    first, second = (
-        Sample(name, {run.config.seed: run.test_accuracy(group.epoch) for run in group})
-        for name, group in zip(labels_of(groups)[0], groups, strict=True)
-    )
-    are_paired = any(itertools.starmap(start_alike, itertools.product(*groups)))
-    words, difference, ends, agreeing, p, verdict = beats(first, second, paired=are_paired).cells
-    about = f"{words}: {difference} (interval {ends}), so in {agreeing} seeds, p {p}. The first is ahead: {verdict}"
-    return f"{about} (the first was seen to be so before the test: of equal settings one in ten passes it)."
+def skip(folder, error):
+    """Print that a folder is skipped, and why."""
+    _, message = utils.describe_error(error)
+    reason = message.removeprefix("error: ").removeprefix(f"{folder} ")
+    print_line(f"skipping {folder}: {reason}")
 
 
-@comparison("tensorboard")
-def tensorboard_means(groups):
-    """Write a TensorBoard run of means and HParams for each setting with several seeds, by network: it ticks forty."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    made = {}
-    for group in (group for group in groups if len(group) > 1):
-        with TemporaryDirectory() as folder:
-            with SummaryWriter(folder) as writer:
-                start = utils.hyperparameters(group.config, group[0].conditions, seed=None, seeds=len(group))
-                writer.file_writer.add_summary(start)
-                for number, (tag, column) in itertools.product(range(group.epoch), utils.TENSORBOARD_TAGS.items()):
-                    writer.add_scalar(tag, np.mean([run.history[number][column] for run in group]), number + 1)
-            name = "synthetic_" * bool(group[0].source) + group.config.name.removesuffix("_seed0")
-            place = f"{group.config.script}/{group.config.network.partition(' ')[0]}/{name}_{len(group)}seeds"
-            (events,) = Path(folder).iterdir()
-            made[f"tensorboard/{place}/events.out.tfevents.run"] = events.read_bytes()
-    return made
-
-
-# The reference report's claims, each settled by a test over seeds ----------------------------------------------------
-
-HOLDS, FAILS, UNDECIDED, UNMEASURED = "holds", "does not hold", "undecided", "not measured"
-LEVEL = 0.05
-MOST_ARRANGEMENTS = 200_000  # where there are more, as many random ones are tested
-RULE = (
-    f"Test accuracy after epoch {REPORT_EPOCHS} on the real data, unless said: mean (lowest to highest seed). One test "
-    "set, one learning rate for most settings: the seeds tell how far another start and order of images would change a "
-    "figure, not how far other data would.\n\n"
-    "The test is the permutation test of the difference of two means: signs flipped within pairs, where the runs of a "
-    "seed share their initial weights and their order of images, else all figures shuffled, in every way or, where "
-    f"there are more, in {MOST_ARRANGEMENTS:,} random ones; 'above a number' flips the signs of the differences from "
-    f"it. The interval (of {100 - 200 * LEVEL:.0f} %) holds the differences that neither one-sided test at "
-    f"{100 * LEVEL:.0f} % rejects. 'A against B' holds where it lies above "
-    "0 (or what the part says), and does not hold where it lies below; 'similar within m' holds where it lies between "
-    "-m and m, and does not hold where it lies beyond one of them; else a part is undecided. p is the claim's or its "
-    "opposite's, the smaller one. Runs are counted by the sign test, though those of one seed start alike; what has no "
-    "spread is arithmetic. A part 'beside it' decides nothing."
-)
-SHIPPED = "runs/reference/comparison/claims.md"
-
-
-@cache
-def arrangements(count, chosen=None):
-    """Return the arrangements of a permutation test as weights, a row each, the measured one first.
-
-    Of count pairs their signs; with chosen, of count values 1 for those chosen, else 0, the first ones being measured.
-    """
-    random = np.random.default_rng(0)
-    if chosen is None:
-        if 2**count <= MOST_ARRANGEMENTS:
-            return np.array(list(itertools.product((1.0, -1.0), repeat=count)))
-        return np.vstack([np.ones(count), random.choice((1.0, -1.0), (MOST_ARRANGEMENTS, count))])
-    if math.comb(count, chosen) <= MOST_ARRANGEMENTS:
-        places = np.array(list(itertools.combinations(range(count), chosen)))
-        return (places[:, :, None] == np.arange(count)).any(1).astype(float)
-    first = np.repeat([1.0, 0.0], [chosen, count - chosen])
-    return np.vstack([first, random.permuted(np.tile(first, (MOST_ARRANGEMENTS, 1)), axis=1)])
-
-
-def thresholds(these, those, paired):
-    """Return for each arrangement of a permutation test the difference of means from which on it overtakes, float64.
-
-    these, those: values, one a seed; paired: signs are flipped within the pairs, else all values are shuffled. The test
-    of 'these are above those by more than a difference' takes it off these beforehand, and asks how many arrangements
-    part the means as far as the measured one, whose own threshold is NaN, for it always counts.
-    """
-    these, those = np.asarray(these, dtype=float), np.asarray(those, dtype=float)
-    if paired:
-        weights, values, belongs = arrangements(len(these)), these - those, np.ones(len(these))
-    else:
-        weights, values = arrangements(len(these) + len(those), len(these)), np.concatenate([these, those])
-        belongs = np.repeat([1.0, 0.0], [len(these), len(those)])
-    moved = weights[0] - weights
-    with np.errstate(invalid="ignore"):
-        return (moved @ values / (moved @ belongs)).round(9)
-
-
-def p_values(found, difference):
-    """Return the one-sided p-values of 'the means differ by more' and 'by less' than this, from the thresholds."""
-    return float((~(found > difference)).mean()), float((~(found < difference)).mean())
-
-
-def interval(found):
-    """Return the lowest and the highest difference that neither test at LEVEL rejects, from the thresholds."""
-    rejected = int(LEVEL * len(found) + 1e-9)
-    lowest, highest = (np.sort(np.nan_to_num(found, nan=end)) for end in (-math.inf, math.inf))
-    return float(lowest[rejected]), float(highest[-1 - rejected])
-
-
-def surviving(p_values):
-    """Return how many of the p-values the correction of Benjamini & Hochberg (1995) keeps at LEVEL."""
-    ordered = np.sort(p_values)
-    kept = ordered <= LEVEL * np.arange(1, len(ordered) + 1) / len(ordered)
-    return int(kept.nonzero()[0].max(initial=-1)) + 1
-
-
-class Sample(NamedTuple):
-    """What was measured of the runs of a setting: a value by seed, and in words what it is."""
-
-    words: str
-    values: dict
-
-
-class Row(NamedTuple):
-    """A part of a claim: what was compared, the verdict, and what stands beside it, as texts; p where it was tested."""
-
-    words: str
-    verdict: str
-    difference: str = ""
-    interval: str = ""
-    agreeing: str = ""  # in how many of the seeds, or of the runs, it is so
-    p: float | None = None
-
-    @property
-    def cells(self):
-        p = "" if self.p is None else "< 0.0001" if self.p < 1e-4 else f"{self.p:.4f}"
-        return self.words, self.difference, self.interval, self.agreeing, p, self.verdict
-
-
-def beats(this, that=None, paired=False, form="{:.2f} %", by=0.0, within=None):
-    """Return the Row 'the mean of this Sample is above that one's', or 'they differ by less', within a margin.
-
-    by: by how much it is to be above, or, without that, above which number; form: how the values are written.
-    """
-    least, most, extra = by, math.inf, ", pairs" * paired + f", by more than {form.format(by)}" * bool(by)
-    relation = "against"
-    if that is None:
-        that, paired, least = Sample("", dict.fromkeys(this.values, by)), True, 0.0
-        relation, extra = f"above {form.format(by)}", ""
-    if within is not None:
-        least, most, relation = -within, within, f"similar within {within:g} to"
-    shared = [seed for seed in this.values if seed in that.values]
-    these, those = (
-        np.array([sample.values[seed] for seed in (shared if paired else sample.values)]) for sample in (this, that)
-    )
-    words = f"{sample_words(this.words, these, form)} {relation}"
-    words += f" {sample_words(that.words, those, form)}" * bool(that.words) + extra
-    if not len(these) or not len(those):
-        return Row(words, UNMEASURED)
-    found = thresholds(these, those, paired)
-    (above, beneath), (beyond, below), (low, high) = p_values(found, least), p_values(found, most), interval(found)
-    verdict = HOLDS if least < low and high < most else FAILS if high < least or low > most else UNDECIDED
-    p = min(max(above, below), beneath, beyond)
-    so = sum(least < this.values[seed] - that.values[seed] < most for seed in shared)
-    difference = written(form.replace(" %", " points"), these.mean() - those.mean())
-    ends = " to ".join(written(form.partition(" ")[0], end) for end in (low, high))
-    return Row(words, verdict, difference, ends, f"{so} of {len(shared)}", p)
-
-
-pair = partial(beats, paired=True)
-
-
-def written(form, value):
-    """Return a difference as text, with its sign; one that is rounded to zero has none."""
-    text = form.format(abs(value)).replace("inf", "∞")
-    return ("-" if value < 0 else "+") * any(character in "123456789∞" for character in text) + text
-
-
-def sample_words(words, values, form):
-    """Return a sample in words, with the mean, the lowest and the highest of its values."""
-    if not len(values):
-        return f"{words} (not measured)"
-    mean, low, high = (form.format(value) for value in (values.mean(), values.min(), values.max()))
-    return f"{words} {mean} ({low} to {high}, {len(values)} seed{'s' * (len(values) > 1)})"
-
-
-def counted(words, found):
-    """Return the Row 'of most runs it is so'; found: a bool for each run. p is that of the sign test."""
-    count, so = len(found), sum(found)
-    if not count:
-        return Row(words, UNMEASURED)
-    p, opposite = (sum(math.comb(count, k) for k in range(least, count + 1)) / 2**count for least in (so, count - so))
-    verdict = HOLDS if p <= LEVEL else FAILS if opposite <= LEVEL else UNDECIDED
-    return Row(words, verdict, agreeing=f"{so} of {count} runs", p=min(p, opposite))
-
-
-def arithmetic(words, this, that):
-    """Return the Row 'this Sample is above that one' of numbers that have no spread."""
-    if not this.values or not that.values:
-        return Row(words, UNMEASURED)
-    (more,), (less,) = ({*sample.values.values()} for sample in (this, that))
-    text = f"{this.words}: {more:,} {words} against {less:,} of the {that.words}"
-    return Row(text, HOLDS if more > less else FAILS, f"{more - less:+,}")
-
-
-def from_table(run, name, column, **where):
-    """Return the median of a column in the rows where of one of a run's tables; None of other than REPORT_EPOCHS."""
-    rows = measured(run, name) if len(run.history) == REPORT_EPOCHS else []
-    values = [float(row[column]) for row in rows if where.items() <= row.items()]
-    return float(np.median(values)) if values else None
-
-
-def log_reach(run, epoch):
-    """Return the power of ten of the share that reaches a run's first row after an epoch, None where not measured."""
-    norms = gradients_of(run).get(epoch)
-    return None if norms is None else math.log10(reach(norms))
-
-
-def products_a_step(run):
-    """Return the multiply-adds of a step of a recurrent run's layers: one for each weight of their matrices."""
-    return sum(each.numel() for each in run.untrained_model().recurrent.parameters() if each.ndim == 2)
-
-
-def sample_of(groups, config, measure=SavedRun.test_accuracy, words=""):
-    """Return the Sample of the runs of a setting; measure(run): a number, None where it cannot be had."""
-    values = {run.config.seed: measure(run) for run in groups.get(config, [])}
-    return Sample(words or config.sentence(), {seed: each for seed, each in values.items() if each is not None})
-
-
-def samplers(groups):
-    """Return cnn and rnn, which take settings, and measure and words as sample_of does, and return the Sample."""
-
-    def cnn(measure=SavedRun.test_accuracy, words="", **settings):
-        return sample_of(groups, cnn_cifar10.Config(**settings), measure, words)
-
-    def rnn(cell="rnn", hidden_size=30, measure=SavedRun.test_accuracy, words="", **settings):
-        return sample_of(groups, rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings), measure, words)
-
-    return cnn, rnn
-
-
-def escapes(groups, cell):
-    """Return (keep_bias, escape_epoch, digit_gradient) of a cell's runs with blank rows after the digit, usual rate."""
-    found = []
-    for config, group in groups.items():
-        if is_recurrent(group[0]) and replace(config, rows_after=0, keep_bias=None) == rnn_mnist.Config(cell=cell):
-            runs = [run for run in group if config.rows_after and {0, REPORT_EPOCHS} <= gradients_of(run).keys()]
-            found += [(config.keep_bias, escape_epoch(run, REPORT_EPOCHS), digit_gradient(run)) for run in runs]
-    return found
-
-
-OWN_RATE = {"optimizer": "sgd", "lr": 0.02, "momentum": 0.9}
-
-
-def report_claims(groups):
-    """Yield the report's claims: number, sentence, the Rows that decide it and, for some, those that stand beside."""
-    cnn, rnn = samplers(groups)
-    rows = [pair(cnn(), cnn(optimizer="sgd")), pair(rnn("rnn", 5), rnn("rnn", 5, optimizer="sgd"))]
-    yield "1", "Adam beats SGD on both tasks, at the report's rate.", rows
-    rows = [pair(cnn(), cnn(lr=1e-3)), pair(cnn(), cnn(lr=1e-3), within=1.0)]
-    yield "2", "On the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar within 1 point.", rows
-    rows = [pair(rnn("rnn", 5), rnn("rnn", 5, lr=lr)) for lr in (1e-1, 1e-4, 1e-5)]
-    yield "3", "For the RNN with 5 units 1e-3 is the best rate among 1e-1, 1e-3, 1e-4 and 1e-5.", rows
-    rows = [beats(rnn("rnn", more), rnn("rnn", less)) for less, more in ((5, 10), (10, 20), (20, 30))]
-    rows += [beats(rnn(cell, 30), rnn(cell, 20)) for cell in ("gru", "lstm")]
-    yield "4a", "More hidden units give more accuracy, in every cell.", rows
-    rows = [beats(rnn("lstm", 30), rnn("lstm", 20), within=0.5)]
-    yield "4b", "The LSTMs with 20 and with 30 units are nearly identical (within 0.5 points).", rows
-    rows = []
-    for config, epoch in itertools.product((row.config for row in REPORT), (1, 5)):
-        early = sample_of(groups, config, partial(SavedRun.test_accuracy, epoch=epoch), f"epoch {epoch}")
-        rows.append(pair(sample_of(groups, config, words=f"{config.sentence()}: epoch {REPORT_EPOCHS}"), early))
-    yield "5", "More epochs give more accuracy.", rows
-    rows = [beats(rnn(cell, size), rnn("rnn", size)) for cell in ("gru", "lstm") for size in (20, 30)]
-    rows += [beats(rnn("gru"), rnn("rnn", 55)), beats(rnn("lstm"), rnn("rnn", 64))]
-    yield "6", "GRU and LSTM beat the RNN, with as many units and with as many weights.", rows
-    weights = [rnn(cell, measure=lambda run: run.conditions.parameters) for cell in ("lstm", "gru")]
-    yield "7a", "The LSTM has more weights than the GRU.", [arithmetic("weights", *weights)]
-    products = [rnn(cell, measure=products_a_step) for cell in ("lstm", "gru")]
-    sentence = "The LSTM computes more than the GRU, four gates to three (README: 4.6 against 10.1 seconds an epoch)."
-    yield "7b", sentence, [arithmetic("multiply-adds a step", *products)]
-    rows = [beats(cnn(dataset="mnist"), rnn(cell)) for cell in ("rnn", "gru", "lstm")]
-    rows.append(beats(rnn("gru"), cnn(dataset="mnist"), within=0.5))
-    yield "8", "On MNIST the CNN beats all three, and the GRU is nearly its equal (within 0.5 points).", rows
-    rows = []
-    for words, settings in (("at 1e-4", {"lr": 1e-4}), ("at 1e-3", {"lr": 1e-3}), ("by SGD at 0.02", OWN_RATE)):
-        fits = partial(from_table, name="gabor", column="r2")
-        trained = cnn(partial(fits, kernels="trained"), f"median R² of the kernels trained {words}", **settings)
-        untrained = cnn(partial(fits, kernels="untrained"), "as they started", **settings)
-        rows.append(pair(trained, untrained, form="{:.3f}", by=0.1))
-    yield "9", "The CNN's first kernels come to resemble Gabor functions: these fit them better by 0.1 of R².", rows
-    by_epoch = []
-    for epoch, when in ((0, "before training"), (REPORT_EPOCHS, "after it")):
-        measure = partial(log_reach, epoch=epoch)
-        reached = {cell: rnn(cell, 30, measure, f"{cell.upper()}, {when}") for cell in rnn_mnist.CELLS}
-        by_epoch.append([beats(reached[cell], reached["rnn"], form="{:.2f}") for cell in ("gru", "lstm")])
-    sentence = "Before training gradients reach further back in gated cells (powers of ten that reach the first row)."
-    yield "10a", sentence, *by_epoch
-    gaps = itertools.product((28, 56), ("gru", "lstm"))
-    rows = [beats(rnn(cell, rows_after=after), rnn("rnn", rows_after=after)) for after, cell in gaps]
-    yield "10b", "The gated cells remember for longer: through 28 and 56 blank rows after the digit.", rows
-
-
-def our_claims(groups):
-    """Yield the claims that go beyond the report, as report_claims does."""
-    cnn, rnn = samplers(groups)
-    own, adam = cnn(**OWN_RATE), rnn()
-    rows = [pair(own, cnn()), pair(own, cnn(lr=1e-3)), pair(rnn(optimizer="sgd", lr=0.01), adam)]
-    beside = [pair(rnn(optimizer="sgd", lr=lr, momentum=0.9), adam) for lr in (0.03, 0.1)]
-    sentence = (
-        "SGD at rates that were sought for it (by test accuracy, one network each, which favours it) beats Adam: at "
-        "the report's rate and, of the CNN, at 1e-3, the better of the two tried."
-    )
-    yield "1b", sentence, rows, beside
-    rows = [beats(rnn("lstm", keep_bias=1.0, rows_after=28), rnn("lstm", rows_after=28))]
-    rows.append(beats(rnn("lstm", keep_bias=2.0, rows_after=56), rnn("lstm", keep_bias=1.0, rows_after=56)))
-    for this, that in ((1.0, None), (2.0, None), (2.0, 1.0)):
-        rows.append(beats(rnn("lstm", keep_bias=this), rnn("lstm", keep_bias=that), within=1.0))
-    sentence = (
-        "Whether an LSTM learns within ten epochs what stands before 28 or 56 blank rows is set by the bias of its "
-        "forget gates at the start, which without such rows changes less than 1 point."
-    )
-    yield "11", sentence, rows
-    lesions = itertools.product((1e-4, 1e-3), ("conv1", "conv2"))
-    rows = [beats(cnn(without=layer, lr=lr), cnn(without="fc1", lr=lr)) for lr, layer in lesions]
-    sentence = (
-        "fc1, which holds 98.5 % of the weights, is worth the most: without it the network ends below those without "
-        "conv1 (where conv2 reads a smaller picture) and without conv2, at 1e-4, where all still climb, and at 1e-3."
-    )
-    yield "12", sentence, rows
-
-    def read_from(layer, state="trained"):
-        words = "the pixels" if layer == "pixels" else f"{layer} of the {state} network"
-        measure = partial(from_table, name="layers", column="accuracy", layer=layer, network=state)
-        return cnn(measure, f"a linear classifier on {words}")
-
-    layers = ("pixels", "pool1", "pool2", "fc1")
-    rows = [pair(read_from(after), read_from(before)) for before, after in itertools.pairwise(layers)]
-    rows += [pair(read_from(layer), read_from(layer, "untrained")) for layer in layers[1:]]
-    beside = [pair(read_from("pool1", "untrained"), read_from("pixels"))]
-    sentence = (
-        "From layer to layer the class becomes more readable for a linear classifier, and training makes it so (though "
-        f"of {rows[0].difference} that the first layer adds to the pixels {beside[0].difference} are there untrained)."
-    )
-    yield "13", sentence, rows, beside
-
-    gated, plain = escapes(groups, "gru") + escapes(groups, "lstm"), escapes(groups, "rnn")
-    shut = [norms[REPORT_EPOCHS] < norms[0] for _, left, norms in gated if math.isinf(left)]
-    crept = [norms[min(left - 1, REPORT_EPOCHS)] > norms[0] for bias, left, norms in plain if bias is None and left > 1]
-    leapt = [[norms[left] >= OPEN for _, left, norms in runs if left in norms] for runs in (gated, plain)]
-    rows = [
-        counted("GRUs and LSTMs that stay at chance: it is less after training than before", shut),
-        counted("plain RNNs as torch starts them, in the last epoch at chance: it is more than before training", crept),
-        counted(f"GRUs and LSTMs, in the epoch in which they leave chance: it is {OPEN} or more", leapt[0]),
-        counted("plain RNNs, likewise", leapt[1]),
-    ]
-    sentence = (
-        "At chance the loss gradient at the digit falls in gated networks, grows in plain RNNs of torch's start; where "
-        f"chance is left, it leaps (ten epochs at 1e-3, blank rows; asked after seeing the runs, which gave {OPEN})."
-    )
-    yield "14", sentence, rows
-
-    def leaves(words, is_so, cell, after=56, rates=(1e-3,), last=REPORT_EPOCHS, **settings):
-        def measure(run):
-            return escape_epoch(run, last) if len(run.history) >= last else None
-
-        told, so = "", []
-        for lr in rates:
-            epochs = rnn(cell, 30, measure, rows_after=after, lr=lr, **settings).values.values()
-            told += f"; at {number_text(lr)}: {', '.join(map('{:g}'.format, epochs))}" * bool(epochs)
-            so += map(is_so, epochs)
-        return counted(f"{cell.upper()}, {after} rows: leaves chance {words}{told.replace('inf', 'never')}", so)
-
-    def at_digit(cell, bias, lr, epoch):
-        def measure(run):
-            norm = digit_gradient(run).get(epoch)
-            return norm and math.log10(norm)
-
-        words = f"{cell.upper()}, B = {bias:g}, gradient at the digit after epoch {epoch} (power of ten)"
-        return rnn(cell, 30, measure, words, rows_after=56, keep_bias=bias, lr=lr)
-
-    rows = [beats(rnn("gru", keep_bias=2.0, rows_after=56), by=97)]
-    rows.append(leaves("in the first epoch", lambda epoch: epoch == 1, "gru", keep_bias=2.0))
-    yield "15a", "Foretold: the GRU with B = 2 learns 56 rows (at least 97 %), out of chance in the first epoch.", rows
-    rows = [beats(rnn("gru", keep_bias=1.0, rows_after=56), by=97)]
-    beside = [leaves("in no epoch", math.isinf, "lstm", keep_bias=1.0)]
-    beside.append(beats(at_digit("lstm", 1.0, 1e-3, 0), at_digit("gru", 1.0, 1e-3, 0), form="{:.2f}"))
-    sentence = "Foretold: the GRU with B = 1 learns them, too, though the LSTM with B = 1 and more gradient does not."
-    yield "15b", sentence, rows, beside
-    parts = {3.0: [], 10.0: []}
-    for bias, lr in itertools.product(parts, (1e-3, 1e-4)):
-        early = leaves(f"by epoch 2, B = {bias:g}", lambda epoch: epoch <= 2, "rnn", rates=(lr,), keep_bias=bias)
-        parts[bias] += [early, beats(rnn("rnn", rows_after=56, keep_bias=bias, lr=lr), by=85)]
-    sentence = "Foretold: the RNN with B = 3 leaves chance by epoch 2 and ends above 85 % at 56 rows."
-    yield "15c", sentence, *parts.values()
-    rows = [leaves("in no epoch", math.isinf, "lstm", 28, keep_bias=0.5)]
-    rows.append(beats(rnn("lstm", keep_bias=1.5, rows_after=56), by=97))
-    rows.append(leaves("after the first epoch", lambda epoch: 1 < epoch < math.inf, "lstm", keep_bias=1.5))
-    yield "15d", "Foretold: the LSTM with B = 0.5 fails at 28 rows, and with B = 1.5 learns 56 rows, late.", rows
-
-    adam, slower = (1e-3, 3e-3, 1e-2), (1e-4, 1e-3, 3e-3)
-    networks = (("gru", 56, adam), ("lstm", 28, adam), ("lstm", 56, adam), ("rnn", 28, slower), ("rnn", 56, slower))
-    rows = [leaves("within 30 epochs", math.isfinite, *network, last=30) for network in networks]
-    yield "16", "As torch starts them, most runs leave chance within 30 epochs, three rates taken together.", rows
-
-    measure = partial(SavedRun.test_accuracy, epoch=50)
-    late = {cell: rnn(cell, 30, measure, f"{cell.upper()}, epoch 50") for cell in ("rnn", "gru")}
-    others = ({"lr": 3e-4}, {"lr": 3e-3}, {"keep_bias": 3.0}, {"keep_bias": 10.0})
-    rows = [beats(late["gru"], late["rnn"]), *(beats(rnn("gru"), rnn(**settings)) for settings in others)]
-    yield "17", "Without blank rows the GRU stays ahead of the RNN: to epoch 50, of other rates, of open starts.", rows
-
-    in_place, permuted = (
-        [cnn(dataset="mnist", pixels=pixels), *(rnn(cell, pixels=pixels) for cell in rnn_mnist.CELLS)]
-        for pixels in ("in-place", "permuted")
-    )
-    rows = list(map(pair, in_place, permuted))
-    yield "18a", "In images whose pixels are permuted every network finds less.", rows
-    rows = [beats(permuted[0], sample) for sample in permuted[1:]]
-    yield "18b", "The CNN stays ahead of RNN, GRU and LSTM in permuted images, where no pixel has neighbours.", rows
-    losses = []
-    for here, there in zip(in_place[1:], permuted[1:], strict=True):
-        lost = {seed: value - there.values[seed] for seed, value in here.values.items() if seed in there.values}
-        losses.append(Sample(f"what permuting takes from {here.words}", lost))
-    rows = [beats(lost, losses[0], form="{:.2f} points") for lost in losses[1:]]
-    yield "18c", "Permuting takes more from GRU and LSTM than from the RNN (asked after seeing the runs).", rows
-
-    plain, gated = ("rnn", 10.0, 1e-4), [(cell, 2.0, 1e-3) for cell in ("gru", "lstm")]
-    rows = [beats(at_digit(*plain, 0), at_digit("gru", 1.0, 1e-3, 0), form="{:.2f}")]
-    rows.append(beats(rnn("gru", keep_bias=1.0, rows_after=56), rnn("rnn", keep_bias=10.0, lr=1e-4, rows_after=56)))
-    sentence = (
-        "More gradient at the digit is not enough: with 56 rows plain RNNs (B = 10) start with more than GRUs (B = 1) "
-        "and end below (asked after seeing the runs)."
-    )
-    yield "19", sentence, rows
-
-    def known(cell, bias, lr, read):
-        measure = partial(from_table, name="reading", column="known", rows=f"{read}")
-        settings = {"rows_after": 56, "keep_bias": bias, "lr": lr}
-        return rnn(cell, 30, measure, f"{cell.upper()}, B = {bias:g}, its state after {read} rows", **settings)
-
-    rows = [pair(known(*plain, 14), known(*plain, 28)), pair(known(*plain, 28), known(*plain, 84))]
-    for each in gated:
-        rows += [pair(known(*each, 28), known(*each, 14)), pair(known(*each, 84), known(*each, 28))]
-    sentence = (
-        "With 56 blank rows the state of open plain RNNs tells a linear classifier less after 28 rows than after 14, "
-        "and less still after 84; that of gated cells more each time (after ten epochs; asked after seeing the runs)."
-    )
-    yield "20", sentence, rows
-
-
-def verdict_of(rows):
-    """Return the verdict on a claim, whose parts are rows: of several how many hold, do not, and are undecided."""
-    verdicts = [row.verdict for row in rows]
-    if len({*verdicts}) == 1:
-        return verdicts[0] + f" (all {len(rows)} parts)" * (len(rows) > 1)
-    words = {HOLDS: "hold", FAILS: "do not", UNDECIDED: UNDECIDED, UNMEASURED: UNMEASURED}
-    return ", ".join(f"{verdicts.count(each)} {word}" for each, word in words.items() if each in verdicts)
-
-
-def overview(number, sentence, rows, beside=(), most=6):
-    """Return a claim's row in a table; the differences of more than most parts stand in its own section alone."""
-    tested = [row for row in rows if row.verdict != UNMEASURED]
-    told = [f"{row.difference} ({row.interval}), {row.agreeing}".strip(" (),") for row in tested]
-    return f"| {number} | {sentence} | {verdict_of(rows)} | {'; '.join(told) if len(told) <= most else 'see below'} |"
-
-
-def details(number, sentence, rows, beside=()):
-    """Return a claim's own section."""
-    cells = [row.cells for row in rows] + [(f"beside it: {row.cells[0]}", *row.cells[1:4], "", "") for row in beside]
-    lines = ["| part | difference | interval | so in | p | verdict |", "|---|---:|---:|---:|---:|---|"]
-    table = "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
-    return f"## {number}. {sentence}\n\n{table}\n\n**Verdict: {verdict_of(rows)}.**"
-
-
-@comparison("claims")
-def claims(groups):
-    """Write claims.md: each claim that these runs can test, what was measured, the difference, and the verdict."""
-    known = {group.config: group for group in groups if not group[0].source and group.epoch == REPORT_EPOCHS}
-    text, untested, sections, rows = ["# The claims", RULE], [], [], []
-    for head, claims_of in (("The report's claims", report_claims), ("Beyond the report", our_claims)):
-        listed = list(claims_of(known))
-        tested = [claim for claim in listed if any(row.verdict != UNMEASURED for row in claim[2])]
-        untested += [claim[0] for claim in listed if claim not in tested]
-        if tested:
-            table = ["| | claim | verdict | difference (interval), so in |", "|---:|---|---|---|"]
-            text += [f"# {head}", "\n".join(table + [overview(*claim) for claim in tested])]
-            sections += [details(*claim) for claim in tested]
-            rows += [row for claim in tested for row in claim[2] if row.p is not None]
-    if not sections:
-        tell(f"these runs can test no claim; the shipped verdicts stand in {SHIPPED}")
-        return None
-    decided = sum(row.verdict != UNDECIDED for row in rows)
-    kept = surviving([min(1, 2 * row.p) for row in rows])  # each part was tested in both directions
-    text.append(
-        f"Of {len(rows)} tested parts, which share runs, {decided} are decided; {kept} of these verdicts survive the "
-        f"correction of Benjamini & Hochberg at {100 * LEVEL:.0f} % over all, p being doubled for the two directions."
-    )
-    if untested:
-        text.append(f"Not tested with these runs: {', '.join(untested)}; the shipped verdicts stand in {SHIPPED}.")
-    return {"claims.md": "\n\n".join(text + sections) + "\n"}
-
-
-# Command line --------------------------------------------------------------------------------------------------------
-
-
-def draw_all(figures, names, subject, words, folder):
-    """Draw figures, functions of a subject by name, into a folder: those in names or all; words: what it is."""
-    for name in names or []:
-        if name not in figures:
-            raise InputError(f"{words} has no figure {name}; it has {', '.join(figures)}")
-    bar = tqdm(dict.fromkeys(names or figures), unit="figure", leave=False, disable=None)
-    for name in bar:
-        bar.set_description(name)
-        made = figures[name](subject)
-        if made is not None:
-            save(name, made, folder)
-        elif names:
-            tell(f"{name}: there is nothing to draw")
+def open_run(folder, data_dir):
+    """Return the SavedRun in a folder. Raises InputError if it cannot be read or has not finished an epoch."""
+    run = SavedRun(folder, data_dir)
+    if run.epoch == 0:
+        raise InputError(f"{folder} has not finished an epoch; train it with {run.command}")
+    if folder.name not in (run.config.name, f"synthetic_{run.config.name}"):
+        print_line(f"{folder}: config.json says {run.config.name}")
+    return run
 
 
 def find_runs(folder, data_dir):
-    """Return the run that folder is, or the runs below it that finished an epoch; what cannot be read there is named.
+    """Return the SavedRuns in a folder: its own run or, if it has none, the runs below it. Links are followed.
 
-    Folders named reference are passed over.
+    Runs below it that cannot be used, and folders named reference, are skipped with a message. Raises InputError if no
+    run is left.
     """
+    training = utils.shell_command("python", "rnn_mnist.py")
     if (folder / "config.json").exists():
-        run = SavedRun(folder, data_dir)
-        if not run.history:
-            raise InputError(f"{folder} has finished no epoch; train it with {run.command}")
-        return [run]
+        return [open_run(folder, data_dir)]
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; train a run with {training}")
+
     runs = []
-    for path in sorted(folder.rglob("config.json")):
-        if "reference" not in path.relative_to(folder).parts:
+    references = []
+    visited = set()
+    walk = os.walk(folder, onerror=lambda error: skip(error.filename, error), followlinks=True)
+    for parent, subfolders, files in walk:
+        real_path = os.path.realpath(parent)
+        if real_path in visited:  # a link that leads back
+            subfolders.clear()
+            continue
+        visited.add(real_path)
+        if "reference" in subfolders:
+            subfolders.remove("reference")
+            references.append(Path(parent, "reference"))
+        if "config.json" in files + subfolders:
             try:
-                run = SavedRun(path.parent, data_dir)
-                runs += [run] if run.history else []
+                runs.append(open_run(Path(parent), data_dir))
             except (InputError, OSError) as error:
-                tell(f"{path.parent} is left out: {error}")
+                skip(parent, error)
+        subfolders.sort()
+    if runs:
+        for reference in references:
+            print_line(f"skipping {reference}: name it to compare its runs")
+        return runs
+
+    message = f"{folder} holds no finished run; train one with {training}"
+    if references:
+        command = utils.shell_command("python", "visualize.py", references[0])
+        message += f", or compare the shipped runs with {command}"
+    raise InputError(message)
+
+
+def find_all_runs(folders, data_dir):
+    """Return the SavedRuns in several folders, each once. A folder without runs is skipped with a message.
+
+    Raises InputError if no run is left.
+    """
+    runs = {}
+    for folder in folders:
+        try:
+            for run in find_runs(folder, data_dir):
+                runs.setdefault(run.folder.resolve(), run)
+        except (InputError, OSError) as error:
+            if len(folders) == 1:
+                raise
+            skip(folder, error)
     if not runs:
-        words = "holds no run that has finished an epoch" if folder.is_dir() else "is not a folder"
-        raise InputError(f"{folder.absolute()} {words}; name a run's folder, or a folder of runs")
-    return runs
+        raise InputError("none of the named folders holds a finished run")
+    return list(runs.values())
 
 
-def work():
-    matplotlib.rcdefaults()
-    matplotlib.rcParams.update(STYLE)
-    drawings = {name: draw for name, (draw, _) in FIGURES.items()}
+def draw_all(figures, names, subject, label, folder):
+    """Draw figures into a folder; one that cannot be drawn is reported, and the others are drawn.
+
+    figures: functions of a subject by name. names: those to draw, None for all. label: what the subject is called.
+    Returns the names of the files that were written, and an exit status for each figure, 0 if it was drawn.
+    """
+    for name in names or []:
+        if name not in figures:
+            raise InputError(f"{label} has no figure {name}; it has {', '.join(figures)}")
+
+    written = []
+    statuses = []
+    bar = tqdm(dict.fromkeys(names or figures), unit="figure", leave=False, disable=None)
+    for name in bar:
+        bar.set_description(name)
+        status = 0
+        try:
+            outputs = figures[name](subject)
+            if outputs is not None:
+                written += save_outputs(name, outputs, folder)
+            elif names:
+                raise InputError("there is nothing to draw")
+        except utils.FAILURES as error:
+            status, message = utils.describe_error(error)
+            print_line(f"could not draw {name} of {label}: {message.removeprefix('error: ')}", sys.stderr)
+        statuses.append(status)
+    return written, statuses
+
+
+def draw_run(run, names, output_dir):
+    """Draw the figures of one run; names: those to draw, None for all. Returns the statuses of draw_all.
+
+    Raises InputError before it draws anything if a figure needs the checkpoint and there is none.
+    """
+    fitting = {name: spec for name, spec in FIGURES.items() if spec.fits(run)}
+    if any(spec.needs_checkpoint for name, spec in fitting.items() if not names or name in names):
+        run.load()
+    figures = {name: spec.draw for name, spec in fitting.items()}
+    _, statuses = draw_all(figures, names, run, run.folder, output_dir)
+    return statuses
+
+
+def draw_comparison(runs, names, output_dir):
+    """Draw the comparison of runs; names: the figures to draw, None for all. Returns the statuses of draw_all.
+
+    Runs on synthetic data beside runs on real data are compared in a subfolder. When all figures are drawn, files that
+    an earlier comparison wrote and this one does not are removed.
+    """
+    all_statuses = []
+    suffixes = sorted({run.source_suffix for run in runs})  # that of real data is empty
+    for suffix in suffixes:
+        groups = group_runs([run for run in runs if run.source_suffix == suffix])
+        folder = output_dir / "synthetic" if suffix and len(suffixes) > 1 else output_dir
+        written, statuses = draw_all(COMPARISONS, names, groups, "the comparison", folder)
+        all_statuses += statuses
+        if not names and not any(statuses):
+            remove_outputs(folder, keep=written)
+    if not names and len(suffixes) == 1:
+        remove_outputs(output_dir / "synthetic")
+    return all_statuses
+
+
+def comparison_folder(folders, runs):
+    """Return where the comparison of folders goes: FOLDER/comparison, or beside the first run if there are several."""
+    parent = folders[0]
+    if len(folders) > 1:
+        parent = Path(os.path.abspath(runs[0].folder)).parent
+        if parent.name == runs[0].config.script:
+            parent = parent.parent
+    return parent / "comparison"
+
+
+def parse_command_line():
+    """Return the parsed command line, with each of its folders once. Its help lists all figures."""
+    draw_functions = {name: spec.draw for name, spec in FIGURES.items()}
     lines = [__doc__ or ""]
-    for head, drawn in (("Figures of a run:", drawings), ("\nOf several runs:", COMPARISONS)):
-        lines += [head, *(f"    {name:14} {(draw.__doc__ or ' ').splitlines()[0]}" for name, draw in drawn.items())]
-    parser = utils.make_parser("\n".join(lines))
+    for head, functions in (("Figures of one run:", draw_functions), ("\nFigures of several runs:", COMPARISONS)):
+        lines += [head, *[f"    {name:14} {(draw.__doc__ or ' ').splitlines()[0]}" for name, draw in functions.items()]]
+    parser = utils.Parser("\n".join(lines))
     flag = parser.add_argument
-    flag("runs", nargs="+", type=utils.folder_name, metavar="RUN", help="a run's folder, or a folder of runs")
-    flag("--figures", nargs="+", choices=tuple(drawings | COMPARISONS), metavar="NAME", help="default: all that fit")
-    flag("--output-dir", type=utils.folder_name, help="default: RUN/figures; of several, FOLDER/comparison")
-    flag("--data-dir", type=utils.folder_name, default="data", help="where the real sets lie; default: data")
+    flag("folders", nargs="+", type=utils.parse_folder, metavar="RUN", help="folder of a run, or of several runs")
+    flag("--figures", nargs="+", choices=tuple(draw_functions | COMPARISONS), metavar="NAME", help="default: all")
+    output_help = "directory of the figures (default: RUN/figures, for several runs FOLDER/comparison)"
+    flag("--output-dir", type=utils.parse_folder, help=output_help)
+    flag("--data-dir", type=utils.parse_folder, default="data", help="directory of the data sets (default: data)")
     args = parser.parse_args()
-    first, runs = args.runs[0], [run for folder in args.runs for run in find_runs(folder, args.data_dir)]
-    if len(args.runs) == 1 and runs[0].folder == first:
-        fitting = {name: draw for name, (draw, fits) in FIGURES.items() if fits(runs[0])}
-        draw_all(fitting, args.figures, runs[0], first, args.output_dir or first / "figures")
-        return
-    output_dir = args.output_dir or (first if len(args.runs) == 1 else Path("runs")) / "comparison"
-    if not args.figures and not args.output_dir and not any(output_dir in run.folder.parents for run in runs):
-        shutil.rmtree(output_dir, ignore_errors=True)  # what an earlier comparison left
-    sources = sorted({run.source for run in runs})  # real data first, whose words are none
-    for source in sources:
-        groups = group_runs([run for run in runs if run.source == source])
-        folder = output_dir / "synthetic" if source and len(sources) > 1 else output_dir
-        draw_all(COMPARISONS, args.figures, groups, "the comparison", folder)
+
+    unique = {}
+    for path in args.folders:
+        is_pattern = not path.exists() and any(mark in str(path) for mark in "*?")  # Windows shells leave these alone
+        matches = [Path(match) for match in sorted(glob.glob(str(path)))] if is_pattern else []
+        for folder in matches or [path]:
+            unique.setdefault(folder.resolve(), folder)
+    args.folders = list(unique.values())
+    return args
+
+
+def run():
+    """Draw what the command line asks for. Raises InputError or TrainingError if a figure could not be drawn."""
+    args = parse_command_line()
+    runs = find_all_runs(args.folders, args.data_dir)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        if args.folders == [runs[0].folder]:
+            statuses = draw_run(runs[0], args.figures, args.output_dir or runs[0].folder / "figures")
+        else:
+            output_dir = args.output_dir or comparison_folder(args.folders, runs)
+            statuses = draw_comparison(runs, args.figures, output_dir)
+    if any(statuses):
+        failures = len(statuses) - statuses.count(0)
+        message = f"{failures} of {len(statuses)} figures could not be drawn, for the reasons given above"
+        raise utils.TrainingError(message) if 1 in statuses else InputError(message)
 
 
 def main():
-    utils.run_script(work, kept="the figures that are drawn are kept, and the same command draws them all")
+    utils.run_main(run, on_interrupt="finished figures are kept; the same command draws all figures")
 
 
 if __name__ == "__main__":

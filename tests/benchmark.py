@@ -1,13 +1,15 @@
-"""Time the suite against the usual pipeline, in turn on the same real data, and print medians and ratios.
+"""Time the suite against a standard PyTorch pipeline on the same real data, and print medians and ratios.
 
     python tests/benchmark.py                  everything, about fifteen minutes on two cores
     python tests/benchmark.py cnn rnn          only these: cnn rnn report start memory figures logging
-    python tests/benchmark.py --repeats 5      medians of five; default: 3
+    python tests/benchmark.py --repeats 5      medians of five measurements (default: 3)
 
-The usual pipeline: torchvision's transforms on one PIL image after the other, a DataLoader (two workers for CIFAR-10,
-none for MNIST), fp32, plain Adam. The suite: its scripts, started as a user starts them. The floor: the training step's
-multiply-adds, two operations each and the backward pass counted as twice the forward pass, at the rate of a
-2048 x 2048 matrix product in the same precision. The data sets must lie in data/.
+The standard pipeline applies torchvision's transforms to one PIL image at a time, and uses a DataLoader (with two
+workers for CIFAR-10, without any for MNIST), fp32 and Adam. The suite is measured by calling its scripts. The lower
+bound for LeNet-5 is the time that the multiplications and additions of an epoch would take at the rate of a
+2048 x 2048 matrix product in the same precision; the backward pass counts as twice the forward pass.
+
+The data sets must be in data/.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -35,14 +38,44 @@ import rnn_mnist
 import utils
 
 ROOT = Path(utils.__file__).parent
-
-# ---------------------------------------------------------------------------------------------------------------------
-# An epoch of training
-# ---------------------------------------------------------------------------------------------------------------------
+ONE_EPOCH = ("--data", "real", "--epochs", "1")
 
 
-class UsualReader(nn.Module):
-    """The row-reading network as most would write it."""
+def run_script(*command):
+    """Run a Python command in the project's folder; return the seconds it took and its peak memory in MB."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(map(str, command))} failed")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def seconds_of(*command):
+    return run_script(*command)[0]
+
+
+def megabytes_of(*command):
+    return run_script(*command)[1]
+
+
+def medians_in_turn(repeats, measurements):
+    """Return the median of each measurement, a dict by name; they are repeated in turn, not one after the other.
+
+    measurements: functions that return a number, by name.
+    """
+    values = {name: [] for name in measurements}
+    for _ in range(repeats):
+        for name, measure in measurements.items():
+            values[name].append(measure())
+    return {name: statistics.median(numbers) for name, numbers in values.items()}
+
+
+# An epoch of training ------------------------------------------------------------------------------------------------
+
+
+class StandardReader(nn.Module):
+    """The recurrent network that reads images row by row, as most would write it."""
 
     def __init__(self, cell, hidden_size=30):
         super().__init__()
@@ -54,46 +87,47 @@ class UsualReader(nn.Module):
         return self.fc(outputs[:, -1])
 
 
-def usual_lenet5():
+def standard_lenet5():
     convolutions = [nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     convolutions += [nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(4096, 1024), nn.ReLU(), nn.Linear(1024, 10))
 
 
-def usual_epochs(images, batch_size, workers, model, lr):
-    """Yield the seconds of one epoch of training after the other."""
+def standard_cifar10():
+    transform = transforms.Compose([transforms.Grayscale(), transforms.ToTensor()])
+    return datasets.CIFAR10(ROOT / "data", train=True, transform=transform)
+
+
+def standard_mnist():
+    normalize = transforms.Normalize((utils.DATASETS["mnist"].mean,), (utils.DATASETS["mnist"].std,))
+    transform = transforms.Compose([transforms.ToTensor(), normalize])
+    return datasets.MNIST(ROOT / "data", train=True, transform=transform)
+
+
+def standard_epoch(model, images, batch_size, workers, lr):
+    """Train a model for an epoch with the standard pipeline; return the seconds."""
     loader = DataLoader(images, batch_size, shuffle=True, num_workers=workers)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    while True:
-        start = time.perf_counter()
-        for inputs, labels in loader:
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
-        yield time.perf_counter() - start
+    start = time.perf_counter()
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    return time.perf_counter() - start
 
 
-def suite_epochs(script, *flags):
-    """Yield the training seconds of one run of one epoch after the other."""
-    while True:
-        with tempfile.TemporaryDirectory() as folder:
-            run_script(script, "--data", "real", "--epochs", "1", "--runs-dir", folder, *flags)
-            (metrics,) = Path(folder).rglob("metrics.csv")
-            yield float(utils.read_table(metrics)[-1]["seconds"])
-
-
-def in_turn(repeats, contestants):
-    """Return the median of each contestant's seconds (by name), each run once in every round."""
-    seconds = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, values in contestants.items():
-            seconds[name].append(next(values))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def suite_epoch(script, *flags):
+    """Train for an epoch with a script of the suite; return the seconds of training, from metrics.csv."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_script(script, *ONE_EPOCH, "--runs-dir", folder, *flags)
+        [path] = Path(folder).rglob("metrics.csv")
+        return float(utils.read_csv(path)[-1]["seconds"])
 
 
 def matrix_product_rate(dtype, size=2048):
-    """Return the operations a second of a size x size matrix product."""
-    matrix, seconds = torch.randn(size, size).to(dtype), []
+    """Return the number of operations a second in a product of two size x size matrices."""
+    matrix = torch.randn(size, size).to(dtype)
+    seconds = []
     for _ in range(12):
         start = time.perf_counter()
         matrix @ matrix
@@ -101,8 +135,8 @@ def matrix_product_rate(dtype, size=2048):
     return 2 * size**3 / statistics.median(seconds)
 
 
-def lenet5_floor(precision, images=50_000):
-    """Return the seconds that an epoch's multiply-adds take at the rate of a matrix product."""
+def lenet5_lower_bound(precision, images=50_000):
+    """Return the seconds that the operations of an epoch take at the rate of a matrix product."""
     model = cnn_cifar10.LeNet5(cnn_cifar10.Config())
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 32, 32))
@@ -111,76 +145,56 @@ def lenet5_floor(precision, images=50_000):
 
 
 def cnn(repeats):
-    images = datasets.CIFAR10(
-        ROOT / "data", train=True, transform=transforms.Compose([transforms.Grayscale(), transforms.ToTensor()])
-    )
-    contestants = {"usual": usual_epochs(images, 128, 2, usual_lenet5(), 1e-4)}
+    """Time an epoch of LeNet-5 on CIFAR-10."""
+    measurements = {"standard": partial(standard_epoch, standard_lenet5(), standard_cifar10(), 128, 2, 1e-4)}
     for precision in ("bf16", "fp32"):
-        contestants[precision] = suite_epochs("cnn_cifar10.py", "--precision", precision)
-    seconds = in_turn(repeats, contestants)
-    print("| LeNet-5, an epoch of CIFAR-10 | seconds | times as fast | floor / time |\n|---|---:|---:|---:|")
-    print(f"| usual pipeline, fp32 | {seconds['usual']:.1f} | 1 | |")
+        measurements[precision] = partial(suite_epoch, "cnn_cifar10.py", "--precision", precision)
+    seconds = medians_in_turn(repeats, measurements)
+    print("| LeNet-5, an epoch of CIFAR-10 | seconds | times as fast | lower bound / time |\n|---|---:|---:|---:|")
+    print(f"| standard pipeline, fp32 | {seconds['standard']:.1f} | 1 | |")
     for precision in ("bf16", "fp32"):
-        ratio, share = seconds["usual"] / seconds[precision], 100 * lenet5_floor(precision) / seconds[precision]
+        ratio = seconds["standard"] / seconds[precision]
+        share = 100 * lenet5_lower_bound(precision) / seconds[precision]
         print(f"| suite, {precision} | {seconds[precision]:.1f} | {ratio:.2f} | {share:.0f} % |")
 
 
-def usual_digits():
-    normalise = transforms.Normalize((utils.DATASETS["mnist"].mean,), (utils.DATASETS["mnist"].std,))
-    return datasets.MNIST(ROOT / "data", train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
-
-
 def rnn(repeats):
-    images = usual_digits()
-    print("| 30 hidden units, an epoch of MNIST | usual, s | suite, s | times as fast |\n|---|---:|---:|---:|")
+    """Time an epoch of each recurrent network with 30 hidden units on MNIST."""
+    images = standard_mnist()
+    print("| 30 hidden units, an epoch of MNIST | standard, s | suite, s | times as fast |\n|---|---:|---:|---:|")
     for name, cell in rnn_mnist.CELLS.items():
-        usual = usual_epochs(images, 64, 0, UsualReader(cell), 1e-3)
-        seconds = in_turn(repeats, {"usual": usual, "suite": suite_epochs("rnn_mnist.py", "--cell", name)})
-        ratio = seconds["usual"] / seconds["suite"]
-        print(f"| {name.upper()} | {seconds['usual']:.1f} | {seconds['suite']:.1f} | {ratio:.2f} |")
+        standard = partial(standard_epoch, StandardReader(cell), images, 64, 0, 1e-3)
+        suite = partial(suite_epoch, "rnn_mnist.py", "--cell", name)
+        seconds = medians_in_turn(repeats, {"standard": standard, "suite": suite})
+        ratio = seconds["standard"] / seconds["suite"]
+        print(f"| {name.upper()} | {seconds['standard']:.1f} | {seconds['suite']:.1f} | {ratio:.2f} |")
 
 
 def report(repeats):
-    """Time rnn_mnist.py --report under torchrun, once, and the same experiments one after the other as usual."""
-    images, usual = usual_digits(), 0
-    for config in (row.config for row in rnn_mnist.REPORT):
-        model = UsualReader(rnn_mnist.CELLS[config.cell], config.hidden_size)
-        usual += utils.REPORT_EPOCHS * next(usual_epochs(images, 64, 0, model, config.lr))
+    """Time rnn_mnist.py --report with two processes of torchrun once; estimate the standard pipeline's time for it."""
+    images = standard_mnist()
+    standard = 0
+    for config in (reported.config for reported in rnn_mnist.REPORT):
+        model = StandardReader(rnn_mnist.CELLS[config.cell], config.hidden_size)
+        standard += utils.REPORT_EPOCHS * standard_epoch(model, images, 64, 0, config.lr)
     with tempfile.TemporaryDirectory() as folder:
         flags = ("rnn_mnist.py", "--report", "--data", "real", "--runs-dir", folder)
-        suite, _ = run_script("-m", "torch.distributed.run", "--nproc-per-node=2", *flags)
+        suite = seconds_of("-m", "torch.distributed.run", "--nproc-per-node=2", *flags)
     print("| rnn_mnist.py --report, one seed | minutes |\n|---|---:|")
-    print(f"| usual pipeline, one after the other, from one epoch of each | {usual / 60:.1f} |")
-    print(f"| torchrun with two processes | {suite / 60:.1f} |\n| times as fast | {usual / suite:.2f} |")
+    print(f"| standard pipeline, one run after the other, estimated from an epoch of each | {standard / 60:.1f} |")
+    print(f"| suite, two processes of torchrun | {suite / 60:.1f} |\n| times as fast | {standard / suite:.2f} |")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Start, memory, figures, logging
-# ---------------------------------------------------------------------------------------------------------------------
+# Start, memory, figures and logging ----------------------------------------------------------------------------------
 
-TRAINED = {"cnn_cifar10.py": ("--data", "real", "--epochs", "1"), "rnn_mnist.py": ("--data", "real", "--epochs", "1")}
-
-
-def run_script(*command):
-    """Run a Python command in the project's folder; return (seconds, peak memory in MB)."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(map(str, command))} failed")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
-
-
-def repeated(measure):
-    while True:
-        yield measure()
+TRAINING_SCRIPTS = ("cnn_cifar10.py", "rnn_mnist.py")
 
 
 def seconds_to_first_step(script):
-    """Return the seconds from the command to the table's head, which is printed just before the first training step."""
+    """Return the seconds until the head of the table is printed, just before the first training step."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        command = [sys.executable, script, *TRAINED[script], "--runs-dir", folder]
+        command = [sys.executable, script, *ONE_EPOCH, "--runs-dir", folder]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         next(line for line in process.stdout if line.startswith("epoch "))
         seconds = time.perf_counter() - start
@@ -190,55 +204,55 @@ def seconds_to_first_step(script):
 
 
 def start(repeats):
-    contestants = {"import torch alone": repeated(lambda: run_script("-c", "import torch")[0])}
-    for script in TRAINED:
-        contestants[f"{script} to its first training step"] = repeated(lambda name=script: seconds_to_first_step(name))
-    for script in (*TRAINED, "visualize.py"):
-        contestants[f"{script} --help"] = repeated(lambda name=script: run_script(name, "--help")[0])
-    seconds = in_turn(repeats, contestants)
-    alone = seconds["import torch alone"]
-    print("| from the command | seconds | more than `import torch` |\n|---|---:|---:|")
+    """Time how long the scripts take to start, beside the import of torch."""
+    measurements = {"import torch": partial(seconds_of, "-c", "import torch")}
+    for script in TRAINING_SCRIPTS:
+        measurements[f"{script} to its first training step"] = partial(seconds_to_first_step, script)
+    for script in (*TRAINING_SCRIPTS, "visualize.py"):
+        measurements[f"{script} --help"] = partial(seconds_of, script, "--help")
+    seconds = medians_in_turn(repeats, measurements)
+    print("| time to start | seconds | more than `import torch` |\n|---|---:|---:|")
     for name, value in seconds.items():
-        print(f"| {name} | {value:.1f} | {value - alone:.1f} |")
+        print(f"| {name} | {value:.1f} | {value - seconds['import torch']:.1f} |")
 
 
 def memory(repeats):
+    """Measure the peak memory of an epoch of each script, beside that of its imports."""
     imports = "import torch, torchvision; from torch.utils.tensorboard import SummaryWriter"
-    contestants = {"imports alone": repeated(lambda: run_script("-c", imports)[1])}
+    measurements = {"imports": partial(megabytes_of, "-c", imports)}
     with tempfile.TemporaryDirectory() as folder:
-        for script, flags in TRAINED.items():
-            command = (script, *flags, "--fresh", "--runs-dir", folder)
-            contestants[f"{script}, one epoch"] = repeated(lambda command=command: run_script(*command)[1])
-        megabytes = in_turn(repeats, contestants)
+        for script in TRAINING_SCRIPTS:
+            flags = (*ONE_EPOCH, "--fresh", "--runs-dir", folder)
+            measurements[f"{script}, one epoch"] = partial(megabytes_of, script, *flags)
+        megabytes = medians_in_turn(repeats, measurements)
     print("| peak memory | MB | more than the imports |\n|---|---:|---:|")
     for name, value in megabytes.items():
-        print(f"| {name} | {value:.0f} | {value - megabytes['imports alone']:.0f} |")
+        print(f"| {name} | {value:.0f} | {value - megabytes['imports']:.0f} |")
 
 
 def figures(repeats):
+    """Time the figures of a CNN run, all of them and four fast ones."""
     four = ("filters", "activations", "curves", "confusion")
     with tempfile.TemporaryDirectory() as folder:
-        run_script("cnn_cifar10.py", *TRAINED["cnn_cifar10.py"], "--runs-dir", folder)
-        (run,) = Path(folder, "cnn_cifar10").iterdir()
-        contestants = {
-            "all": repeated(lambda: run_script("visualize.py", run)[0]),
-            " ".join(four): repeated(lambda: run_script("visualize.py", run, "--figures", *four)[0]),
-        }
-        seconds = in_turn(repeats, contestants)
+        run_script("cnn_cifar10.py", *ONE_EPOCH, "--runs-dir", folder)
+        [run] = Path(folder, "cnn_cifar10").iterdir()
+        all_figures = partial(seconds_of, "visualize.py", run)
+        four_figures = partial(seconds_of, "visualize.py", run, "--figures", *four)
+        seconds = medians_in_turn(repeats, {"all": all_figures, " ".join(four): four_figures})
     print("| figures of a CNN run | seconds |\n|---|---:|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.1f} |")
 
 
 def logging(repeats):
-    """Time what keeps the records of a default CNN run, beside its training and evaluation."""
-    keeping = []
+    """Measure which share of a default CNN run is spent on its records rather than on training and evaluation."""
+    seconds = []
 
     def timed(function):
         def call(*arguments, **keywords):
             start = time.perf_counter()
             result = function(*arguments, **keywords)
-            keeping.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
             return result
 
         return call
@@ -254,10 +268,9 @@ def logging(repeats):
         ):
             start = time.perf_counter()
             utils.main(cnn_cifar10.Config, cnn_cifar10.train, cnn_cifar10.REPORT, "")
-        whole = time.perf_counter() - start
-    print(
-        f"TensorBoard, checkpoints, snapshots and metrics: {100 * sum(keeping) / whole:.1f} % of {repeats} CNN epochs"
-    )
+        total = time.perf_counter() - start
+    share = 100 * sum(seconds) / total
+    print(f"TensorBoard, checkpoints, snapshots and metrics take {share:.1f} % of {repeats} epochs of the CNN.")
 
 
 MEASUREMENTS = {function.__name__: function for function in (cnn, rnn, report, start, memory, figures, logging)}
@@ -265,8 +278,8 @@ MEASUREMENTS = {function.__name__: function for function in (cnn, rnn, report, s
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], metavar="NAME")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("names", nargs="*", choices=[*MEASUREMENTS, []], metavar="NAME", help="what to measure")
+    parser.add_argument("--repeats", type=int, default=3, help="number of measurements (default: 3)")
     args = parser.parse_args()
     for name in args.names or MEASUREMENTS:
         MEASUREMENTS[name](args.repeats)

@@ -1,13 +1,17 @@
-import itertools
-import logging
+"""What several test files share: calling the scripts, reading a run's folder, and small data sets and runs.
+
+The slowest tests need complete runs of the scripts. These are trained in the background while other tests run.
+"""
+
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import warnings
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache, partial
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -24,80 +28,129 @@ import cnn_cifar10  # noqa: E402
 import rnn_mnist  # noqa: E402
 import utils  # noqa: E402
 
-EPOCHS = {"cnn_run": 1, "rnn_run": 2}  # of the runs that many tests look at
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
 HAS_REAL_DATA = all((ROOT / "data" / file).exists() for file in REAL_FILES)
 CONFIGS = {"cnn_cifar10": cnn_cifar10.Config, "rnn_mnist": rnn_mnist.Config}
 
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def real_data():
+    """Return the directory of the real data sets; skip the test where they are missing."""
     if not HAS_REAL_DATA:
         pytest.skip("data/ does not hold the real CIFAR-10 and MNIST; the training scripts download them there")
     return ROOT / "data"
 
 
-# Calling the scripts
+# Processes and fixtures in the background
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # before a test changes it; a thread each for two that run at once
-torch.set_num_threads(1)
-BESIDE, POOL, FOLDER = {}, ThreadPoolExecutor(1), TemporaryDirectory()
-
-
-def beside(function):
-    """Make a session fixture of what function(folder) returns: it starts scripts, beside the tests that come before."""
-    BESIDE[function.__name__] = function
-    return pytest.fixture(scope="session", name=function.__name__)(lambda: started(function.__name__).result())
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # copied before a test changes it
+PROCESSES = set()  # those that are running
+IS_ENDING = threading.Event()
+BACKGROUND = {}  # functions by the names of their fixtures
+JOBS = {}  # futures by the names of their fixtures
+POOL = ThreadPoolExecutor(max_workers=1)
+FOLDER = TemporaryDirectory(ignore_cleanup_errors=True)
 
 
-@cache
-def started(name):
-    folder = Path(FOLDER.name) / name
-    folder.mkdir()
-    return POOL.submit(BESIDE[name], folder)
+def run_process(arguments, **options):
+    """Run a process that ends, with its children, when the test session ends; return a CompletedProcess.
+
+    options are those of subprocess.Popen. Standard output and standard error are captured as text.
+    """
+    if IS_ENDING.is_set():
+        raise RuntimeError("the test session is ending")
+    options = {"env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    with subprocess.Popen(arguments, start_new_session=True, **options) as process:
+        PROCESSES.add(process)
+        output, error = process.communicate()
+        PROCESSES.remove(process)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, error)
 
 
-def pytest_collection_modifyitems(config, items):
-    awaited = {i: BESIDE.keys() & {*i.fixturenames, i.name.endswith("_run]") and "default_runs"} for i in items}
-    items.sort(key=lambda item: bool(awaited[item]))
-    for name in itertools.chain(*map(awaited.get, items)) if not config.option.collectonly else ():
-        started(name)
+def run_command(*command, env=None, **options):
+    """Run a script as a user does; return its CompletedProcess with stdout and stderr as text.
+
+    env: variables that are added to the environment; options are those of subprocess.Popen.
+    """
+    environment = {**ENVIRONMENT, "PYTHONWARNINGS": "default", **(env or {})}
+    return run_process([sys.executable, *map(str, command)], env=environment, **{"cwd": ROOT, **options})
+
+
+def background_fixture(function):
+    """Make a session fixture of function(folder), which is called in the background if a selected test needs it.
+
+    Tests and fixtures must name the fixture as an argument. The function must start processes with run_command or
+    run_process, so that they end with the session.
+    """
+    name = function.__name__
+    BACKGROUND[name] = function
+
+    @pytest.fixture(scope="session", name=name)
+    def wait_for_result():
+        return JOBS[name].result()
+
+    return wait_for_result
+
+
+def background_fixtures_of(item):
+    """Return the names of the background fixtures that a test needs, directly or through other fixtures."""
+    return [name for name in item.fixturenames if name in BACKGROUND]
+
+
+def pytest_collection_modifyitems(items):
+    """Run the tests that wait for the background last."""
+    items.sort(key=lambda item: len(background_fixtures_of(item)) > 0)
+
+
+def pytest_runtestloop(session):
+    """Start the background fixtures of the tests that are selected."""
+    if session.config.option.collectonly or session.testsfailed:
+        return
+    for item in session.items:
+        for name in background_fixtures_of(item):
+            if name not in JOBS:
+                folder = Path(FOLDER.name) / name
+                folder.mkdir()
+                JOBS[name] = POOL.submit(BACKGROUND[name], folder)
 
 
 def pytest_sessionfinish():
+    """End what still runs in the background, such as after a failure with -x."""
+    IS_ENDING.set()
     POOL.shutdown(wait=False, cancel_futures=True)
+    for process in list(PROCESSES):
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGTERM)  # torchrun then ends its own children, too
 
 
-def run_command(*command, **options):
-    """Run a script as a user does; return its CompletedProcess with stdout and stderr as text."""
-    arguments = [sys.executable, *map(str, command)]
-    environment = {**ENVIRONMENT, "PYTHONWARNINGS": "default", **options.pop("env", {})}
-    options = {"capture_output": True, "cwd": ROOT, **options}
-    return subprocess.run(arguments, text=True, check=False, env=environment, **options)
+# Calling the scripts in this process
 
 
 @contextmanager
-def nothing_left_behind():
-    """Restore what a script sets for its whole process: logging, warnings, and the data that it read."""
-    level = logging.root.manager.disable
+def restored_process():
+    """Forget the data that scripts read, and the warnings that they gave, before and after another script is called."""
     utils.load_data.cache_clear()
+    utils.warn_once.cache_clear()
     try:
-        with warnings.catch_warnings():
-            yield
+        yield
     finally:
-        logging.disable(level)
         utils.load_data.cache_clear()
+        utils.warn_once.cache_clear()
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Call a script as its command line would; returns (exit status, standard output, standard error)."""
+    """Return a function that calls a script with flags: (exit status, standard output, standard error)."""
 
-    def run_main(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        is_training = hasattr(script, "train")
-        main = partial(utils.main, script.Config, script.train, script.REPORT, "") if is_training else script.main
-        with nothing_left_behind(), pytest.raises(SystemExit) as ended:
+    def run_main(script, *flags):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+        if hasattr(script, "train"):
+            main = partial(utils.main, script.Config, script.train, script.REPORT, "")
+        else:
+            main = script.main
+        with restored_process(), pytest.raises(SystemExit) as ended:
             main()
         output = capsys.readouterr()
         return ended.value.code, output.out, output.err
@@ -107,34 +160,36 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture
 def requested(monkeypatch):
-    """Return the experiments, a list of Config, that a script's command line asks for."""
+    """Return a function that lists the experiments, list of Config, that a training script's flags ask for."""
 
-    def parse(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-        return utils.parse_experiments(script.Config, script.REPORT, utils.experiment_parser(script.Config, ""))[1]
+    def parse(script, *flags):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+        parser = utils.experiment_parser(script.Config, "")
+        return utils.parse_experiments(script.Config, script.REPORT, parser)[1]
 
     return parse
 
 
 def train_here(script, runs_dir, data, config, epochs=2, precision="fp32"):
-    """Train an experiment in this process as its script does, on data, a Dataset; return the run's folder."""
-    args = SimpleNamespace(
-        device="cpu",
-        precision=precision,
-        epochs=epochs,
-        data="",
-        data_dir="",
-        threads=1,
-        fresh=False,
-        runs_dir=runs_dir,
-    )
+    """Train an experiment in this process, as its script does, on data, a Dataset; return the run's folder."""
+    args = SimpleNamespace(runs_dir=runs_dir, data="", data_dir="", device="cpu", threads=1, fresh=False)
+    args.epochs = epochs
+    args.precision = precision
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, "load_data", lambda *_: data)
-        return utils.train_one(config, script.train, args).folder
+        return utils.train_run(config, script.train, args).folder
+
+
+def assert_refused(outcome, words):
+    """Check that a script ended with status 2 and one line on standard error that contains words."""
+    status, _, error = outcome
+    assert status == 2
+    assert words in error
+    assert error.count("\n") == 1
 
 
 class Intruder:
-    """Code in a pickle: makes a folder when it is loaded."""
+    """Code in a pickle: it makes a directory when it is loaded."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -143,145 +198,104 @@ class Intruder:
         return os.mkdir, (self.path,)
 
 
-# Looking into a run's folder
+# Reading a run's folder
 
 
 def read_rows(folder):
-    """Return the rows of metrics.csv as they stand there."""
-    return utils.read_table(folder / "metrics.csv")
-
-
-def but_seconds(rows):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-def rows_but_seconds(folder):
-    return but_seconds(read_rows(folder))
+    """Return the rows of metrics.csv, list of dict of str."""
+    return utils.read_csv(folder / "metrics.csv")
 
 
 def read_events(folder):
-    """Return what TensorBoard's reader makes of a run's folder."""
+    """Return what TensorBoard's reader loads from a run's folder."""
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
 
 
 def read_points(folder):
-    """Return (tag, step, value) of every scalar that TensorBoard's reader gives."""
+    """Return (tag, step, value) of every scalar that TensorBoard's reader finds, sorted by tag."""
     events = read_events(folder)
-    return [(tag, each.step, each.value) for tag in sorted(events.Tags()["scalars"]) for each in events.Scalars(tag)]
+    points = []
+    for tag in sorted(events.Tags()["scalars"]):
+        points += [(tag, point.step, point.value) for point in events.Scalars(tag)]
+    return points
 
 
 def read_files(folder):
-    """Return the bytes of every file below a folder but the lock, by path."""
+    """Return the content of every file below a folder, by path, without the lock."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def trained_state(folder):
-    """Return all that a run's training depends on or led to: metrics but seconds, weights, moments, random numbers."""
-    checkpoint = utils.load_tensors(folder / "checkpoint.pt")
-    return [but_seconds(checkpoint["history"]), checkpoint["state"], checkpoint["random"]]
-
-
-def same(one, other):
-    """Whether two nested structures of tensors and plain values are equal to the last bit."""
-    if type(one) is not type(other):
+def same(first, second):
+    """Return whether two nested structures of tensors and plain values are equal to the last bit."""
+    if type(first) is not type(second):
         return False
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
 
 
-def assert_refused(outcome, words):
-    status, _, error = outcome
-    assert status == 2
-    assert words in error
-    assert error.count("\n") == 1
-
-
-# Runs and data
-
-
-@beside
-def default_runs(folder):
-    """The default experiments on embedded data: of each script (completed process, folder)."""
-    flags, made = ("--data", "synthetic", "--runs-dir", folder), {}
-    for run, path in (
-        ("cnn_run", "cnn_cifar10/synthetic_adam_lr1e-4"),
-        ("rnn_run", "rnn_mnist/synthetic_rnn30_adam_lr1e-3"),
-    ):
-        script = f"{path.partition('/')[0]}.py"
-        made[run] = run_command(script, *flags, "--epochs", EPOCHS[run]), folder / f"{path}_seed0"
-    return made
-
-
-@beside
-def real_run(folder):
-    flags = "--epochs", 1, "--data", "real", "--data-dir", ROOT / "data", "--runs-dir", folder
-    return run_command("rnn_mnist.py", *flags) if HAS_REAL_DATA else None, folder
-
-
-@pytest.fixture(scope="session")
-def cnn_run(default_runs):
-    return default_runs["cnn_run"]
-
-
-@pytest.fixture(scope="session")
-def rnn_run(default_runs):
-    return default_runs["rnn_run"]
+# Data sets
 
 
 @pytest.fixture(scope="session")
 def digits():
-    """The whole embedded set in place of MNIST."""
+    """The whole synthetic data set in place of MNIST."""
     return utils.load_data("mnist", "synthetic", None)
 
 
 @pytest.fixture(scope="session")
 def pictures():
-    """The whole embedded set in place of CIFAR-10."""
+    """The whole synthetic data set in place of CIFAR-10."""
     return utils.load_data("cifar10", "synthetic", None)
 
 
-def first_images(split, count):
-    return utils.Split(*(tensor[:count] for tensor in split))
-
-
 def small(data, train, test):
-    """Return a Dataset of fewer images."""
-    return data._replace(train=first_images(data.train, train), test=first_images(data.test, test))
+    """Return a Dataset with only the first images of each split; train, test: their numbers."""
+    train_split = utils.Split(data.train.images[:train], data.train.labels[:train])
+    test_split = utils.Split(data.test.images[:test], data.test.labels[:test])
+    return data._replace(train=train_split, test=test_split)
 
 
 @pytest.fixture(scope="session")
 def tiny_digits(digits):
-    """A synthetic MNIST small enough to train on in a moment."""
+    """A synthetic MNIST that is small enough to train on in a moment."""
     return small(digits, 640, 200)
 
 
 @pytest.fixture(scope="session")
 def tiny_pictures(pictures):
-    """A synthetic CIFAR-10 small enough to train on in a moment."""
+    """A synthetic CIFAR-10 that is small enough to train on in a moment."""
     return small(pictures, 320, 100)
+
+
+def use_as_synthetic(monkeypatch, data):
+    """Let the scripts read data, a Dataset, in place of the synthetic data set."""
+    monkeypatch.setattr(utils, "synthetic_splits", lambda size: [data.train, data.test])
 
 
 @pytest.fixture
 def tiny_data(tiny_digits, tiny_pictures, monkeypatch):
-    """Let the embedded sets be small; returns them by script."""
-    sets = {28: tiny_digits, 32: tiny_pictures}
-    monkeypatch.setattr(utils, "embedded_patterns", lambda size: sets[size][3:])
+    """Make the synthetic data sets small; the value is a dict of them by script."""
+    splits = {28: [tiny_digits.train, tiny_digits.test], 32: [tiny_pictures.train, tiny_pictures.test]}
+    monkeypatch.setattr(utils, "synthetic_splits", splits.get)
     return {rnn_mnist: tiny_digits, cnn_cifar10: tiny_pictures}
 
 
 def noise_digits(images=1280):
-    """A synthetic MNIST of noise; nothing here starts a thread, so that a process that made it can be forked."""
+    """Return a synthetic MNIST of noise, without starting threads: the process can be forked afterwards."""
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(256, size=(images + 100, 28, 28), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(10, size=images + 100))
-    splits = (utils.Split(pixels[part], labels[part]) for part in (slice(images), slice(images, None)))
-    return utils.Dataset("mnist", "synthetic", utils.EMBEDDED_CLASSES, *splits)
+    train = utils.Split(pixels[:images], labels[:images])
+    test = utils.Split(pixels[images:], labels[images:])
+    return utils.Dataset("mnist", "synthetic", utils.SYNTHETIC_CLASSES, train, test)
 
+
+# Runs
 
 NOISE_NAME = "synthetic_gru8_adam_lr0.01_seed0"
 NOISE_FLAGS = "--data synthetic --device cpu --cell gru --hidden-size 8 --lr 0.01 --epochs 4"
@@ -289,48 +303,54 @@ NOISE_FLAGS = "--data synthetic --device cpu --cell gru --hidden-size 8 --lr 0.0
 
 @pytest.fixture
 def train_on_noise(call, tmp_path, monkeypatch):
-    """Call rnn_mnist.py on a little noise; returns (exit status, standard output, standard error)."""
-    monkeypatch.setattr(utils, "embedded_patterns", lambda size: noise_digits(320)[3:])
-    return lambda *flags, runs_dir=tmp_path: call(rnn_mnist, *NOISE_FLAGS.split(), "--runs-dir", runs_dir, *flags)
+    """Return a function that calls rnn_mnist.py on noise: (exit status, standard output, standard error)."""
+    use_as_synthetic(monkeypatch, noise_digits(320))
+
+    def train(*flags, runs_dir=tmp_path):
+        return call(rnn_mnist, *NOISE_FLAGS.split(), "--runs-dir", runs_dir, *flags)
+
+    return train
 
 
 @pytest.fixture(scope="session")
 def noise_run(tmp_path_factory):
-    """A run of one epoch on the same little noise."""
+    """The folder of a run that was trained for one epoch on the same noise."""
     config = rnn_mnist.Config(cell="gru", hidden_size=8, lr=0.01)
     return train_here(rnn_mnist, tmp_path_factory.mktemp("noise"), noise_digits(320), config, epochs=1)
 
 
 @pytest.fixture
 def finished_run(noise_run, tmp_path):
+    """A copy of noise_run that a test may change."""
     folder = tmp_path / "finished" / "rnn_mnist" / NOISE_NAME
     shutil.copytree(noise_run, folder)
     return folder
 
 
-def random_config(rng, config_class, most=None):
-    """Return a valid Config at random; most: the largest whole number by setting, where it is to be small."""
-
-    def value(one):
+def random_config(rng, config_class, largest=None):
+    """Return a valid Config at random; largest: smaller limits than the usual ones for whole numbers, by setting."""
+    values = {}
+    for spec in config_class.specs():
         if rng.random() < 0.3:
-            return one.default
-        if one.choices:
-            return rng.choice(list(one.choices))
-        if one.type is int:
-            return rng.randint(one.minimum, (most or {}).get(one.name, one.maximum))
-        return (
-            10 ** rng.uniform(-6, -2) if one.name == "lr" else rng.uniform(max(one.minimum, -10), min(one.maximum, 10))
-        )
-
-    chosen = {one.name: value(one) for one in config_class.known_settings()}
-    if chosen["optimizer"] == "adam":
-        chosen["momentum"] = 0.0
-    return config_class(**chosen)
+            values[spec.name] = spec.default
+        elif spec.choices:
+            values[spec.name] = rng.choice(list(spec.choices))
+        elif spec.type is int:
+            values[spec.name] = rng.randint(spec.minimum, (largest or {}).get(spec.name, spec.maximum))
+        elif spec.name == "lr":
+            values[spec.name] = 10 ** rng.uniform(-6, -2)
+        else:
+            values[spec.name] = rng.uniform(max(spec.minimum, -10), min(spec.maximum, 10))
+    if values["optimizer"] == "adam":
+        values["momentum"] = 0.0
+    if values.get("cell") == "rnn":
+        values["gates"] = "full"
+    return config_class(**values)
 
 
 @pytest.fixture(autouse=True)
-def _same_threads():
-    """Keep the number of threads that a test's run may set from reaching the next test."""
+def _restored_threads():
+    """Restore the number of threads after each test."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -1,295 +1,230 @@
-"""The claims, each settled by a test over seeds whose p can be counted by hand, and what is shipped of them."""
+"""The tests of differences of two means, the claims on made-up runs, and the shipped results."""
 
 import itertools
 import math
 import re
+import runpy
+from types import SimpleNamespace
 
 import cnn_cifar10
+import rnn_mnist
+import utils
 import visualize
-from visualize import FAILS, HOLDS, UNDECIDED, UNMEASURED, Row, Sample, beats, counted
+from runs.reference import claims
+from visualize import FAILS, HOLDS, UNDECIDED, Comparison, Measurements
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_comparison import compare, invent_blank_rows, invent_seeds, invent_table, rnn_config
-
-FIVE = [0.0, 0.1, 0.2, 0.3, 0.4]
-SHIPPED = ROOT / "runs" / "reference" / "comparison"
-
-# Tests whose p can be counted by hand
+from conftest import ROOT, assert_refused
+from test_comparison import GRU, LSTM, RNN, groups_in, invent_run, invent_seeds, invent_table
 
 
-def p_value(these, those, paired, by=0.0):
-    return visualize.p_values(visualize.thresholds(these, those, paired), by)[0]
-
-
-@pytest.mark.parametrize("by", [0, 1, -2])
-def test_p_is_what_going_through_all_arrangements_one_by_one_gives(by):
-    rng = np.random.default_rng(3)
-    for these, those in (rng.integers(0, 9, (2, 5)).tolist() for _ in range(20)):
-        moved, signs = [each - by for each in these], itertools.product((1, -1), repeat=5)
-        differences = np.subtract(moved, those)
-        flipped = [np.dot(sign, differences) >= differences.sum() for sign in signs]
-        shuffled = [sum(chosen) >= sum(moved) for chosen in itertools.combinations(moved + those, 5)]
-        expected = [sum(found) / len(found) for found in (flipped, shuffled)]
-        assert [p_value(these, those, paired, by) for paired in (True, False)] == pytest.approx(expected)
+def brute_force_p(first, second, margin, paired):
+    """Return the p-value of "the mean of first is above that of second by more than margin" from its definition."""
+    if paired:
+        differences = np.subtract(first, second) - margin
+        sums = [np.dot(signs, differences) for signs in itertools.product((1, -1), repeat=len(first))]
+    else:
+        moved = [value - margin for value in first]
+        sums = [sum(chosen) for chosen in itertools.combinations([*moved, *second], len(first))]
+    return np.mean([value >= sums[0] - 1e-9 for value in sums])  # the first one was measured
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_the_interval_ends_where_one_of_the_two_tests_begins_to_reject(paired):
-    """A difference just inside is rejected by neither, one just outside by one; five pairs end at their extremes."""
-    rng = np.random.default_rng(2)
-    for these, those in rng.normal(0, 1, (20, 2, 6)):
-        found = visualize.thresholds(these, those, paired)
-        low, high = visualize.interval(found)
-        for end, outside, rejecting in ((low, -1e-6, 0), (high, 1e-6, 1)):
-            assert min(visualize.p_values(found, end - outside)) > 0.05
-            assert visualize.p_values(found, end + outside)[rejecting] <= 0.05
-    assert visualize.interval(visualize.thresholds([3, 5, 4, 9, 7], [1, 1, 1, 1, 1], True)) == (2, 8)
-    assert visualize.interval(visualize.thresholds([3, 5, 4, 9], [1] * 4, True)) == (-math.inf, math.inf)
+def test_p_values_and_intervals_are_those_of_all_permutations(paired):
+    values = np.random.default_rng(3).integers(0, 9, (3, 2, 6)) / 10  # whose sums are rounded
+    for margin, (first, second) in zip((-0.1, 0, 0.1), values.tolist(), strict=True):
+        second = second if paired else second[1:]
+        critical = visualize.critical_differences(first, second, paired)
+        expected = (brute_force_p(first, second, margin, paired), brute_force_p(second, first, -margin, paired))
+        assert visualize.p_values(critical, margin) == pytest.approx(expected)
+        low, high = visualize.confidence_interval(critical)
+        for end, is_rejected in ((low + 1e-6, False), (high - 1e-6, False), (low - 1e-6, True), (high + 1e-6, True)):
+            p = min(brute_force_p(first, second, end, paired), brute_force_p(second, first, -end, paired))
+            assert (p <= 0.05) == is_rejected
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_of_too_many_arrangements_random_ones_are_tested_the_same_each_time(paired, monkeypatch):
-    rng = np.random.default_rng(1)
-    these, those = rng.normal(0.4, 1, 9), rng.normal(0, 1, 9)
-    exact = p_value(these, those, paired)
-    monkeypatch.setattr(visualize, "MOST_ARRANGEMENTS", 400)
+def test_of_too_many_permutations_the_same_random_ones_are_drawn(paired, monkeypatch):
+    first, second = np.random.default_rng(1).normal([[0.4], [0]], 1, (2, 9))
+    monkeypatch.setattr(visualize, "MAX_PERMUTATIONS", 400)
     found = []
     for _ in range(2):
-        visualize.arrangements.cache_clear()
-        found.append(p_value(these, those, paired))
-    visualize.arrangements.cache_clear()
-    assert found[0] == found[1] == pytest.approx(exact, abs=0.1)
-    assert found[0] * 401 == pytest.approx(round(found[0] * 401)), "400 and the measured one"
+        visualize.permutations.cache_clear()
+        found.append(visualize.p_values(visualize.critical_differences(first, second, paired), 0)[0])
+    visualize.permutations.cache_clear()
+    assert found[0] == found[1] == pytest.approx(brute_force_p(first, second, 0, paired), abs=0.1)
+    assert found[0] * 401 == pytest.approx(round(found[0] * 401)), "400 random ones and the measured one"
+
+
+def test_similar_values_differ_by_less_than_a_margin():
+    values = {0: 10, 1: 20, 2: 30, 3: 40, 4: 50}
+    for difference, verdict in ((0.4, HOLDS), (-0.4, HOLDS), (0.6, FAILS), (-0.6, FAILS), (0.5, UNDECIDED)):
+        moved = Measurements("", {seed: value + difference for seed, value in values.items()})
+        result = claims.compare(moved, Measurements("", values), paired=True, above=-0.5, below=0.5)
+        assert (result.verdict, result.difference) == (verdict, pytest.approx(difference))
+
+
+RISES = [([1] * 5, HOLDS, 1 / 32), ([1, 1, 1, 1, 2], UNDECIDED, 6 / 32), ([2, 3, 9, 11, 12], FAILS, 1 / 32)]
+
+
+@pytest.mark.parametrize(("epochs", "verdict", "p"), RISES)
+def test_what_most_runs_do_is_decided_by_a_sign_test(tmp_path, epochs, verdict, p):
+    """Runs of nine epochs do not count, and neither does what others do after the tenth epoch."""
+    for seed, epoch in enumerate(epochs):
+        invent_run(tmp_path, RNN(seed=seed), [11.35] * (epoch - 1) + [90] * (13 - epoch))
+    invent_run(tmp_path, RNN(seed=99), [90] * 9)
+    runs = {RNN(): visualize.find_runs(tmp_path, tmp_path)}
+    result = claims.count_rises(runs, [RNN()], "rises", 1, 1)
+    assert (result.verdict, result.agreeing, result.total, result.p) == (verdict, epochs.count(1), 5, p)
+    assert result.label.endswith("9, never, never)") == (12 in epochs)
+
+
+# Twice 0.02 is 4 / 5 of 0.05, and takes the smaller ones with it. Without doubling, all of the second list count.
+P_VALUES = [([0.005, 0.02, 0.015, 0.9, 0.018], 4), ([0.005, 0.02, 0.03], 1), ([0.03, 0.9, 0.9], 0)]
+
+
+@pytest.mark.parametrize(("p_values", "kept"), P_VALUES)
+def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_values, kept):
+    parts = [Comparison("", HOLDS, p=p) for p in p_values]
+    monkeypatch.setattr(claims, "CLAIMS", {"1": ("", "", lambda runs: parts)})
+    assert re.search(rf"\b{kept} \w+\s+significant", claims.format_claims({}))
+
+
+def test_a_second_claim_of_one_number_is_refused():
+    with pytest.raises(ValueError, match="P1"):
+        claims.claim("P1", claims.GATES, "")(list)
+
+
+# The claims on made-up runs
+
+
+class AskedRuns(dict):
+    """No runs; asked is the list of the settings that some claims look for."""
+
+    def __init__(self, claims_by_number):
+        self.asked = []
+        for _, _, test in claims_by_number.values():
+            list(test(self))
+
+    def get(self, config, default):
+        self.asked.append(config)
+        return default
+
+
+def test_claims_name_every_setting_so_that_no_default_matters(monkeypatch):
+    for script in (cnn_cifar10, rnn_mnist):
+        monkeypatch.setattr(script.Config.__init__, "__defaults__", ())
+    monkeypatch.setattr(rnn_mnist, "CELLS", {"mut1": None, **rnn_mnist.CELLS})
+    without_defaults = runpy.run_path(claims.__file__)["CLAIMS"]
+    assert AskedRuns(without_defaults).asked == AskedRuns(claims.CLAIMS).asked
+
+
+def runs_in(folder):
+    """Return the runs in a folder by their settings, as claims take them."""
+    return {group.config: group.runs for group in groups_in(folder)}
+
+
+def as_claimed(config):
+    """Return an accuracy in percent with which most claims about accuracies hold."""
+    accuracy = -10 if config.optimizer == "sgd" else 0
+    if config.script == "cnn_cifar10":
+        accuracy += {"cifar10": 61, "mnist": 99}[config.dataset] - {"nothing": 0, "fc1": 5}.get(config.without, 2)
+        return accuracy + {1e-4: 0, 1e-3: -0.5, 0.02: 15}[config.lr] - (0.5 if config.pixels == "permuted" else 0)
+    size = config.hidden_size
+    accuracy += {"rnn": 96 - 30 / size, "gru": 97.7 + size / 30, "lstm": 97.8 + size / 100}[config.cell]
+    accuracy -= abs(math.log10(config.lr / 1e-3)) + {"full": 0, "input": 0.5, "constant": 2}[config.gates]
+    if config.pixels == "permuted":
+        accuracy -= {"rnn": 1, "gru": 2, "lstm": 3}[config.cell]
+    if config.rows_after and (config.cell == "rnn" or config.gates == "constant"):
+        accuracy -= {"rnn": 40, "gru": 10, "lstm": 12}[config.cell]
+        accuracy += {"rnn": 0, "gru": 1, "lstm": -1}[config.cell] if config.keep_bias == 4 else 0
+    return accuracy
+
+
+# The verdicts on the parts of each claim if the accuracies are as claimed, and if they are the opposite (h: holds,
+# d: does not hold, u: undecided, n: not measured).
+VERDICTS = """1 hh dd / 2 hh dh / 3 hhh ddd / 4a hhhhh ddddd / 4b h h / 6 hhhhhh dddddd / 8 hhhh dddh / 10b hhhh dddd
+/ 1b hhd ddh / 11 uuhhh uuhhh / 12 hhhh dddd / 15b h d / 17 nhhhh ndddd / 18a hhhhhhh ddddddd / 18b hh dd
+/ P1 hhhhhh dhddhd / P2 hh hh / P3 hhhh dhdh / P4 hhhh dddd"""
+
+
+@pytest.mark.parametrize("is_opposite", [False, True])
+def test_verdicts_follow_from_the_accuracies(tmp_path, is_opposite):
+    for config in dict.fromkeys(AskedRuns(claims.CLAIMS).asked):
+        accuracy = 100 - as_claimed(config) if is_opposite else as_claimed(config)
+        invent_seeds(tmp_path, config, [accuracy + 0.01 * seed for seed in range(5)])
+    runs = runs_in(tmp_path)
+    for line in VERDICTS.split("/"):
+        number, *expected = line.split()
+        _, _, test = claims.CLAIMS[number]
+        found = "".join(part.verdict[0] for part in test(runs))
+        assert (number, found) == (number, expected[is_opposite])
+    assert {part.verdict for part in claims.more_epochs(runs)} == {HOLDS}
+    if not is_opposite:  # of the constant gates with B = 2 and 4, the better one counts
+        text = re.sub(" +", " ", claims.ladder(runs))
+        assert "| constant gates | GRU 96.72 % (96.70 to 96.74, 5 seeds) | +1.70 points (+1.68 to +1.72) |" in text
+        assert (
+            "| GRU, B = 4: 87.72 % (87.70 to 87.74, 5 seeds) | +33.70 points (+33.68 to +33.72) | LSTM, B = 2:" in text
+        )
 
 
 @pytest.mark.parametrize(
-    ("p_values", "kept"),
+    ("test", "part", "first", "second", "paired"),
     [
-        ([0.01, 0.02, 0.03, 0.04, 0.05], 5),  # the largest is below 5 / 5 of 0.05, and takes all others with it
-        ([0.03, 0.9, 0.011, 0.02], 3),  # 0.03 is below 3 / 4 of 0.05
-        ([0.045, 0.9, 0.011, 0.02], 2),
-        ([0.04, 0.9, 0.9], 0),
-        ([], 0),
+        (claims.best_rate_of_rnn, 1, RNN(5), RNN(5, lr=1e-4), True),
+        (claims.gated_cells_win, 0, GRU(20), RNN(20), False),
+        (claims.initial_bias_decides, 1, LSTM(rows_after=56, keep_bias=2.0), LSTM(rows_after=56, keep_bias=1.0), False),
+        (claims.constant_gates_lose_the_lead, 2, GRU(), GRU(55, gates="constant"), False),
+        (claims.input_gates_lose_little, 0, GRU(), GRU(gates="input"), True),
     ],
 )
-def test_verdicts_that_survive_are_counted_as_benjamini_and_hochberg_do(p_values, kept):
-    assert visualize.surviving(p_values) == kept
+def test_runs_are_paired_only_if_they_start_the_same(tmp_path, test, part, first, second, paired):
+    invent_seeds(tmp_path, first, [10.1, 20.1, 30.1, 40.1, 50.1])
+    invent_seeds(tmp_path, second, [10, 20, 30, 40, 50])
+    result = list(test(runs_in(tmp_path)))[part]
+    assert (result.verdict, result.p) == ((HOLDS, 1 / 32) if paired else (UNDECIDED, pytest.approx(105 / 252)))
 
 
-@pytest.mark.parametrize(
-    ("so", "of", "p", "verdict"),
-    [(5, 5, 1 / 32, HOLDS), (0, 5, 1 / 32, FAILS), (4, 5, 6 / 32, UNDECIDED), (7, 8, 9 / 256, HOLDS)],
-)
-def test_runs_are_counted_by_the_sign_test(so, of, p, verdict):
-    row = counted("so", [True] * so + [False] * (of - so))
-    assert (row.p, row.verdict, row.agreeing) == (pytest.approx(p), verdict, f"{so} of {of} runs")
-    assert counted("so", []).verdict == UNMEASURED
+def test_update_gates_are_compared_in_runs_that_are_above_chance(tmp_path):
+    blank_rows_keep = {1: 0.9, 2: 0.4}  # by layer
+    for config, epochs in ((GRU(rows_after=56, keep_bias=2.0), 10), (GRU(rows_after=56, lr=3e-3), 30)):
+        paths = invent_seeds(tmp_path, config, [[90] * epochs] * 5 + [[11.35] * epochs])
+        for path in paths:
+            rows = []
+            for layer, gate, row in itertools.product((1, 2), ("reset", "update"), range(1, 85)):
+                mean = 0.5 if 8 <= row <= 20 else blank_rows_keep[layer] if row > 28 else 0.1
+                is_used = gate == "update" and path is not paths[-1]
+                rows.append({"epoch": epochs, "layer": layer, "gate": gate, "row": row, "mean": mean if is_used else 0})
+            invent_table(path, "gates", rows)
+    parts = claims.update_gates_keep_more(runs_in(tmp_path))
+    found = [(part.verdict, part.difference_text, part.total) for part in parts]
+    assert found == [(HOLDS, "+40.00 points", 5), (FAILS, "-10.00 points", 5)] * 2
 
 
-def sample(values, words="A"):
-    return Sample(words, dict(enumerate(values)))
+CLAIMS_SCRIPT = SimpleNamespace(__name__="claims", main=lambda: utils.run_main(claims.main))
 
 
-TENS, ABOVE = [10, 20, 30, 40, 50], [10.1, 20.1, 30.1, 40.1, 50.1]
+def test_claims_of_other_runs_are_written_beside_them(call, tmp_path):
+    invent_seeds(tmp_path, LSTM(), [98, 99], source="synthetic")
+    invent_run(tmp_path, GRU(), 98, epochs=9)
+    assert_refused(call(CLAIMS_SCRIPT, tmp_path), "no claim can be tested with these runs; see runs/reference/")
+    assert not (tmp_path / "claims.md").exists()
+    invent_seeds(tmp_path, RNN(5), [48, 49, 50, 51, 52], epochs=11)
+    invent_seeds(tmp_path, RNN(5, optimizer="sgd"), [15, 15, 15, 15, 16], precision="bf16")
+    invent_run(tmp_path, RNN(5, optimizer="sgd", seed=5), 15)
+    assert call(CLAIMS_SCRIPT, tmp_path)[::2] == (0, "")
+    text = re.sub(" +", " ", (tmp_path / "claims.md").read_text(encoding="utf-8"))
+    assert "| the report's | 1 of 2 parts holds, 1 not measured | +34.80 points (+33.00 to +36.00) |" in text
+    untested = [number for number in claims.CLAIMS if number not in ("1", "5")]
+    assert f"because runs are missing: {', '.join(untested)}." in text
+    assert "- RNN, 5 hidden units, SGD, learning rate 1e-3: 5 in bf16 and 1 in fp32" in text
 
 
-@pytest.mark.parametrize(
-    ("these", "those", "paired", "p", "verdict", "agreeing"),
-    [
-        ([3, 4, 5], [0, 1, 2], False, 1 / 20, HOLDS, "3 of 3"),
-        ([0, 1, 2], [3, 4, 5], False, 1 / 20, FAILS, "0 of 3"),
-        ([3, 4, 5], [0, 1, 3.5], False, 2 / 20, UNDECIDED, "3 of 3"),
-        ([5, 7, 8, 9, 10], [1, 2, 3, 4, 6], False, 2 / 252, HOLDS, "5 of 5"),
-        ([8, 9], [0, 1, 2], False, 1 / 10, UNDECIDED, "2 of 2"),  # two seeds decide nothing
-        ([1, 2], [1, 2], False, 5 / 6, UNDECIDED, "0 of 2"),
-        (ABOVE, TENS, True, 1 / 32, HOLDS, "5 of 5"),
-        (ABOVE, TENS, False, 105 / 252, UNDECIDED, "5 of 5"),  # of the sums of five tens 104 are above 150, 44 are 150
-        ([2, 4, 3], [1, 2, 6], True, 5 / 8, UNDECIDED, "2 of 3"),
-        ([5, 6, 7], [0, 1, 2, 99, 99], True, 1 / 8, UNDECIDED, "3 of 3"),  # pairs of the seeds that both have
-        ([0.1, 0.2, 0.0], [0.0, 0.0, 0.3], True, 5 / 8, UNDECIDED, "2 of 3"),  # 0.1 + 0.2 counts as equal to 0.3
-    ],
-)
-def test_one_beats_the_other_or_is_beaten_when_the_test_says_so_at_five_percent(
-    these, those, paired, p, verdict, agreeing
-):
-    row = beats(sample(these), sample(those, "B"), paired=paired)
-    kept = those[: len(these)] if paired else those
-    assert float(row.difference.split()[0]) == pytest.approx(np.mean(these) - np.mean(kept), abs=0.006)
-    assert (row.p, row.verdict, row.agreeing) == (pytest.approx(p), verdict, agreeing)
-
-
-def test_a_sample_is_above_a_number_or_another_by_more_than_one_as_the_interval_says():
-    kernels, start = sample([0.61, 0.62, 0.63, 0.64, 0.65], "trained"), sample([0.5] * 5, "untrained")
-    row = beats(kernels, start, paired=True, form="{:.3f}", by=0.1)
-    words = "trained 0.630 (0.610 to 0.650, 5 seeds) against untrained 0.500 (0.500 to 0.500, 5 seeds), pairs, by more"
-    assert row == Row(f"{words} than 0.100", HOLDS, "+0.130", "+0.110 to +0.150", "5 of 5", 1 / 32)
-    assert beats(kernels, start, paired=True, by=0.11).verdict == UNDECIDED
-    assert beats(kernels, start, paired=True, by=0.2).verdict == FAILS
-    assert beats(sample([0.4] * 5), sample([0.0] * 5, "B"), True, within=0.5).p == 1 / 32, "the larger of both tests'"
-    accuracies = sample([97, 98, 98, 98, 99], "GRU")
-    row = beats(accuracies, by=96.5)
-    words = "GRU 98.00 % (97.00 % to 99.00 %, 5 seeds) above 96.50 %"
-    assert row == Row(words, HOLDS, "+1.50 points", "+0.50 to +2.50", "5 of 5", 1 / 32)
-    assert [beats(accuracies, by=number).verdict for number in (98, 99.5)] == [UNDECIDED, FAILS]
-
-
-@pytest.mark.parametrize("paired", [False, True])
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize(
-    ("difference", "margin", "verdict"),
-    [
-        (0.0, 0.5, HOLDS),
-        (0.4, 1.0, HOLDS),
-        (0.9, 0.5, FAILS),
-        (0.5, 0.5, UNDECIDED),
-        (2.0, 1.0, FAILS),
-        (2.0, 5.0, HOLDS),  # five times the margin
-    ],
-)
-def test_similar_holds_on_one_side_of_its_margin_and_fails_on_the_other(paired, sign, difference, margin, verdict):
-    row = beats(sample([value + sign * difference for value in FIVE]), sample(FIVE, "B"), paired, within=margin)
-    assert float(row.difference.split()[0]) == pytest.approx(sign * difference)
-    assert (row.verdict, f"similar within {margin:g} to" in row.words) == (verdict, True)
-
-
-def test_what_was_not_measured_is_told_as_such_and_settles_nothing():
-    for pair in ((sample([], "GRU"), sample([95], "RNN")), (sample([95], "RNN"), sample([], "GRU"))):
-        row = beats(*pair)
-        assert (row.p, row.verdict) == (None, UNMEASURED)
-        assert {*row.words.split(" against ")} == {"GRU (not measured)", "RNN 95.00 % (95.00 % to 95.00 %, 1 seed)"}
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "expected"),
-    [
-        ([HOLDS], HOLDS),
-        ([HOLDS, HOLDS], "holds (all 2 parts)"),
-        ([HOLDS, UNDECIDED], "1 hold, 1 undecided"),
-        ([FAILS, UNDECIDED, HOLDS, HOLDS, UNMEASURED], "2 hold, 1 do not, 1 undecided, 1 not measured"),
-    ],
-)
-def test_a_claim_of_several_parts_tells_all_of_them(verdicts, expected):
-    assert visualize.verdict_of([Row("", verdict) for verdict in verdicts]) == expected
-
-
-# What runs settle
-
-
-def settled_in(folder):
-    """Return the verdict of each claim in claims.md by its number, which its table and its own section agree on."""
-    text = (folder / "claims.md").read_text()
-    table = re.findall(r"^\| (\d+\w?) \| [^|]* \| ([^|]*) \|", text, re.MULTILINE)
-    sections = re.findall(r"^## (\d+\w?)\. .*?^\*\*Verdict: (.*?)\.\*\*$", text, re.MULTILINE | re.DOTALL)
-    assert table == sections
-    return dict(table)
-
-
-def as_reported(config):
-    """Accuracies in the order of the report's claims."""
-    if isinstance(config, cnn_cifar10.Config):
-        base = 99 if config.dataset == "mnist" else {1e-4: 61, 1e-3: 60.5}[config.lr]
-    else:
-        base = {"rnn": min(60 + config.hidden_size, 96), "gru": 97.7 + config.hidden_size / 30}
-        base["lstm"] = 97.8 + config.hidden_size / 100
-        base = base[config.cell] - abs(np.log10(config.lr / 1e-3))
-    return base - 10 * (config.optimizer == "sgd")
-
-
-ALL, PARTLY = "{} (all {} parts)".format, "{} hold, {} do not".format
-AS_REPORTED = {"1": ALL(HOLDS, 2), "2": ALL(HOLDS, 2), "3": ALL(HOLDS, 3), "4a": ALL(HOLDS, 5), "4b": HOLDS}
-AS_REPORTED |= {"5": ALL(HOLDS, 32), "6": ALL(HOLDS, 6), "7a": HOLDS, "7b": HOLDS, "8": ALL(HOLDS, 4)}
-OPPOSITE = {"1": ALL(FAILS, 2), "2": PARTLY(1, 1), "3": ALL(FAILS, 3), "4a": ALL(FAILS, 5), "6": ALL(FAILS, 6)}
-OPPOSITE = AS_REPORTED | OPPOSITE | {"8": PARTLY(1, 3)}
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "expected"),
-    [(as_reported, AS_REPORTED), (lambda config: 100 - as_reported(config), OPPOSITE)],
-    ids=["as reported", "the opposite"],
-)
-def test_the_reports_claims_follow_from_the_runs_of_its_settings(call, tmp_path, accuracy, expected):
-    for config in (*(row.config for row in visualize.REPORT), rnn_config("rnn", 55), rnn_config("rnn", 64)):
-        invent_seeds(tmp_path, config, [accuracy(config) + 0.01 * seed for seed in range(5)])
-    folder, _ = compare(call, tmp_path, "claims")
-    assert settled_in(folder) == expected
-    untested = "9, 10a, 10b, 1b, 11, 12, 13, 14, 15a, 15b, 15c, 15d, 16, 17, 18a, 18b, 18c, 19, 20"
-    words = f"\nNot tested with these runs: {untested}; the shipped verdicts stand in {visualize.SHIPPED}.\n"
-    assert words in (folder / "claims.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("configs", "options", "tested"),
-    [
-        ([rnn_config("rnn", 5), rnn_config("rnn", 5, optimizer="sgd")], {}, {"1", "5"}),
-        ([rnn_config("gru"), rnn_config("lstm")], {"epochs": 12}, {"5", "7a", "7b"}),
-        ([rnn_config("gru"), rnn_config("lstm")], {"epochs": 9}, None),
-        ([rnn_config("gru"), rnn_config("lstm")], {"source": "synthetic"}, None),
-    ],
-)
-def test_the_claims_that_the_runs_can_test_are_tested_and_the_shipped_verdicts_named(
-    call, tmp_path, configs, options, tested
-):
-    for config in configs:
-        invent_seeds(tmp_path, config, [90, 91, 92], **options)
-    folder, said = compare(call, tmp_path, "claims")
-    if tested:
-        assert settled_in(folder).keys() == tested
-    else:
-        assert not list(folder.rglob("claims.md"))
-        assert f"these runs can test no claim; the shipped verdicts stand in {visualize.SHIPPED}" in said
-
-
-def test_escapes_are_counted_up_to_the_epoch_of_the_comparison_at_the_usual_rate(call, tmp_path):
-    shut, late, after = [11.35] * 10, [11.35] * 3 + [90] * 7, [11.35] * 10 + [90] * 2
-    falling, opened = [0.5**epoch for epoch in range(13)], [1e-4] * 4 + [0.3] * 7
-    for seed, (grown, norms) in enumerate(((shut, falling[:11]), (late, opened), (after, falling))):
-        invent_blank_rows(tmp_path, rnn_config("lstm", rows_after=2, seed=seed), grown, norms)
-    invent_blank_rows(tmp_path, rnn_config("gru", rows_after=2, keep_bias=1.0), late, [0.3] * 11)
-    invent_blank_rows(tmp_path, rnn_config("gru", rows_after=2, lr=1e-2), shut, [0.3] * 11)
-    invent_blank_rows(tmp_path, rnn_config("gru", 8, rows_after=2), shut, [0.3] * 11)
-    invent_blank_rows(tmp_path, rnn_config("rnn", rows_after=28), late, [1e-6] * 3 + [1e-5] * 8)
-    invent_blank_rows(tmp_path, rnn_config("rnn", rows_after=28, seed=1), shut, falling[:11])
-    invent_blank_rows(tmp_path, rnn_config("rnn", rows_after=28, keep_bias=3.0), shut, falling[:11])
-    folder, _ = compare(call, tmp_path, "claims")
-    section = (folder / "claims.md").read_text().partition("## 14. ")[2].partition("\n## ")[0]
-    assert re.findall(r"(\d of \d) runs", section) == ["2 of 2", "1 of 2", "2 of 2", "0 of 1"]
-
-
-def test_what_the_state_knows_is_compared_after_half_of_the_digit_all_of_it_and_the_blank_rows(call, tmp_path):
-    for cell, bias, lr, known in (("rnn", 10.0, 1e-4, (70, 63, 56)), ("gru", 2.0, 1e-3, (84, 97, 98))):
-        config = rnn_config(cell, rows_after=56, keep_bias=bias, lr=lr)
-        for path in invent_seeds(tmp_path, config, [90] * 5):
-            rows = zip((14, 28, 84), known, strict=True)
-            invent_table(path, "reading", [{"rows": number, "known": value} for number, value in rows])
-    compare(call, tmp_path, "claims")
-    assert settled_in(tmp_path / "comparison")["20"] == "4 hold, 2 not measured"
-
-
-def test_what_permuting_takes_is_compared_seed_by_seed(call, tmp_path):
-    for cell, lost in (("rnn", 1), ("gru", 3)):
-        for pixels, values in (("in-place", [90, 96, 93]), ("permuted", [90 - lost, 96 - lost])):
-            invent_seeds(tmp_path, rnn_config(cell, pixels=pixels), values)
-    folder, _ = compare(call, tmp_path, "claims")
-    assert "| +2.00 points | -∞ to +∞ | 2 of 2 |" in (folder / "claims.md").read_text().partition("## 18c. ")[2]
-    assert settled_in(folder)["18c"] == "1 undecided, 1 not measured"
-
-
-# What is shipped
-
-
-@pytest.fixture(scope="session")
-def made_of_the_shipped_runs(tmp_path_factory):
-    """The results and claims that this code makes of the tracked runs."""
-    folder = tmp_path_factory.mktemp("comparison")
-    groups = visualize.group_runs(visualize.find_runs(SHIPPED.parent, ROOT / "data"))
-    assert sum(map(len, groups)) == len([*SHIPPED.parent.rglob("config.json")]) > 250, "none is left out"
-    for name in ("results", "claims"):
-        visualize.save(name, visualize.COMPARISONS[name](groups), folder)
-    return folder
-
-
-@pytest.mark.parametrize("name", ["claims.md", "results.csv", "results.md"])
-def test_what_is_shipped_is_what_the_code_makes_of_the_shipped_runs(made_of_the_shipped_runs, name):
-    assert (made_of_the_shipped_runs / name).read_bytes() == (SHIPPED / name).read_bytes()
+def test_what_is_shipped_follows_from_the_shipped_runs():
+    folder = ROOT / "runs" / "reference"
+    groups = groups_in(folder)
+    assert sum(len(group.runs) for group in groups) == len(list(folder.rglob("config.json")))
+    texts = {f"comparison/{name}": text for name, text in visualize.results(groups).items()}
+    texts["claims.md"] = claims.format_claims(runs_in(folder))
+    assert [name for name, text in texts.items() if text != (folder / name).read_text(encoding="utf-8")] == []

@@ -1,11 +1,11 @@
-"""What a user can get wrong ends with the right status and one helpful line, and costs nothing."""
+"""Mistakes of users and damaged files: the right exit status, one line that helps, and nothing lost."""
 
+import errno
 import os
 import pickle
 import random
 import shlex
 import shutil
-from functools import partial
 from pathlib import Path
 
 import cnn_cifar10
@@ -17,127 +17,95 @@ import pytest
 import torch
 from conftest import NOISE_NAME, Intruder, assert_refused, noise_digits, read_files, read_rows, same, train_here
 
-CHECKPOINT, CONFIG, METRICS, SNAPSHOT = "checkpoint.pt", "config.json", "metrics.csv", "snapshots/epoch_01.pt"
+CONFIG = rnn_mnist.Config(cell="gru", hidden_size=8, lr=0.01)  # that of NOISE_NAME
+
+
+# The command line
 
 
 @pytest.mark.parametrize(
-    ("script", "flags", "words"),
+    ("script", "flags", "message"),
     [
-        (cnn_cifar10, "--cell gru", "unrecognized arguments: --cell gru"),
-        (cnn_cifar10, "--epoch 3", "unrecognized arguments: --epoch 3"),
-        (cnn_cifar10, "--dataset x", "error: --dataset x is not one of cifar10, mnist"),
-        (cnn_cifar10, "--optimizer adam Adam", "error: --optimizer Adam is not one of adam, sgd"),
-        (cnn_cifar10, "--data none", "argument --data: invalid choice: 'none'"),
-        (cnn_cifar10, "--device tpu", "argument --device: invalid choice: 'tpu'"),
-        (cnn_cifar10, "--lr fast", "argument --lr: invalid float value: 'fast'"),
-        (cnn_cifar10, "--lr 1e-3 0 1e-4", "error: --lr 0.0 is not from 1e-12"),
-        (cnn_cifar10, "--lr 1e999", "error: --lr inf is not from"),
-        (cnn_cifar10, "--epochs 0", "error: --epochs 0 is not from 1 to 999"),
-        (cnn_cifar10, "--epochs 3 4", "unrecognized arguments: 4"),
-        (cnn_cifar10, "--optimizer sgd adam --momentum 0.9", "error: --momentum 0.9 needs --optimizer sgd"),
-        (cnn_cifar10, "--runs-dir", "argument --runs-dir: expected one argument"),
-        (rnn_mnist, "--precision fp32", "unrecognized arguments: --precision fp32"),
-        (rnn_mnist, "--dataset cifar10", "error: --dataset cifar10 is not one of mnist"),
-        (rnn_mnist, "--hidden-size 5 4097", "error: --hidden-size 4097 is not from 1 to 4096"),
-        (rnn_mnist, "--seed 0x10", "argument --seed: invalid int value: '0x10'"),
-        (visualize, "", "the following arguments are required: RUN"),
-        (visualize, "runs --figures pie", "argument --figures: invalid choice: 'pie'"),
-        (visualize, "no/such/folder", "no/such/folder"),
+        (cnn_cifar10, "--cell gru", "error: unknown argument --cell"),
+        (cnn_cifar10, "--epochs 3 4", "error: unknown argument 4"),
+        (rnn_mnist, "--precision fp32", "error: unknown argument --precision"),
+        (rnn_mnist, "--dataset mnist", "error: unknown argument --dataset"),
+        (cnn_cifar10, "--optimizer adam Adam", "error: --optimizer must be one of adam, sgd, not Adam"),
+        (cnn_cifar10, "--data none", "error: argument --data: invalid choice: 'none'"),
+        (cnn_cifar10, "--lr fast", "error: argument --lr: invalid float value: 'fast'"),
+        (rnn_mnist, "--seed 0x10", "error: argument --seed: invalid int value: '0x10'"),
+        (cnn_cifar10, "--runs-dir", "error: argument --runs-dir: expected one argument"),
+        (cnn_cifar10, "--lr 1e-3 0 1e-4", "error: --lr must be between 1e-12 and 1e12, not 0"),
+        (cnn_cifar10, "--lr 1e999", "error: --lr must be between 1e-12 and 1e12, not inf"),
+        (cnn_cifar10, "--epochs 0", "error: --epochs must be between 1 and 999, not 0"),
+        (rnn_mnist, "--hidden-size 5 4097", "error: --hidden-size must be between 1 and 4096, not 4097"),
+        (visualize, "", "error: the following arguments are required: RUN"),
     ],
 )
-def test_an_unusable_command_line_ends_with_status_2_and_one_line(call, script, flags, words):
-    assert_refused(call(script, *shlex.split(flags)), words)
+def test_an_invalid_command_line_ends_with_status_2_and_one_line(call, script, flags, message):
+    assert_refused(call(script, *shlex.split(flags)), f"{script.__name__}.py: {message}")
 
 
-@pytest.fixture(scope="session")
-def whole_run(tmp_path_factory):
-    """A run of two epochs on a little noise."""
-    config = rnn_mnist.Config(cell="gru", hidden_size=8, lr=0.01)
-    return train_here(rnn_mnist, tmp_path_factory.mktemp("whole"), noise_digits(320), config)
+@pytest.mark.parametrize("flags", ["--data synthetic --runs-dir {file}", "--data real --data-dir {file}/data"])
+def test_a_folder_that_cannot_be_written_is_named(train_on_noise, tmp_path, flags):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    flags = shlex.split(flags.format(file=file))
+    assert_refused(train_on_noise("--runs-dir", tmp_path / "runs", *flags), f"error: {file}/")
+    assert file.read_text() == "mine"
 
 
-@pytest.fixture
-def run(whole_run, tmp_path):
-    return Path(shutil.copytree(whole_run, tmp_path / "rnn_mnist" / NOISE_NAME))
+# Damaged files
 
 
-@pytest.fixture
-def read(call, train_on_noise, run):
-    """Continue a run, or draw a figure of it, what is named; returns (exit status, output, error)."""
-    training = partial(train_on_noise, "--epochs", 3, runs_dir=run.parents[1])
-    return lambda reader: training() if reader == "training" else call(visualize, run, "--figures", reader)
-
-
-def flipped(content, bit):
+def flip_bit(content, bit):
     """Return bytes with one bit changed."""
     return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
 
 
-def with_weights_of_another(path):
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["state"]["model"] = rnn_mnist.RowReader(rnn_mnist.Config(cell="gru", hidden_size=12)).state_dict()
-    return checkpoint
-
-
-DAMAGE = {
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "flipped": lambda path: path.write_bytes(flipped(path.read_bytes(), 4 * path.stat().st_size)),
-    "empty": lambda path: path.write_bytes(b""),
-    "pickle": lambda path: path.write_bytes(pickle.dumps(Intruder(path.with_name("intruder")))),
-    "archive": lambda path: torch.save({"state": Intruder(path.with_name("intruder"))}, path),
-    "list": lambda path: torch.save([1, 2, 3], path),
-    "weights alone": lambda path: torch.save({"fc.bias": torch.ones(10)}, path),
-    "other network": lambda path: torch.save(with_weights_of_another(path), path),
-    "other project": lambda path: path.write_text('{"model_type": "bert"}'),
-    "cut line": lambda path: path.write_text(",".join(utils.METRICS) + "\n1,2\n"),
-}
-DAMAGED, FOREIGN = "{} is damaged or not of this project", "{} is not of this version of the project"
-UNFIT = "{}: the weights do not fit its settings"
-ANYWHERE = ("cut off", "flipped", "empty", "pickle", "archive")
+def damage(path, kind):
+    """Damage a file of tensors, or put something else in its place."""
+    if kind == "cut off":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "flipped bit":
+        path.write_bytes(flip_bit(path.read_bytes(), 4 * path.stat().st_size))
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "code in a pickle":
+        path.write_bytes(pickle.dumps(Intruder(path.with_name("intruder"))))
+    elif kind == "code in an archive":
+        torch.save({"weights": Intruder(path.with_name("intruder"))}, path)
+    elif kind == "list":
+        torch.save([1, 2, 3], path)
+    elif kind == "no weights":
+        torch.save({"fc.bias": torch.ones(10)}, path)
 
 
 @pytest.mark.parametrize(
-    ("reader", "file", "damage", "words"),
-    [
-        *(("training", CHECKPOINT, damage, DAMAGED) for damage in (*ANYWHERE, "list", "weights alone")),
-        *(("curves", CHECKPOINT, damage, DAMAGED) for damage in (*ANYWHERE, "list", "weights alone")),
-        *(("gradients", SNAPSHOT, damage, DAMAGED) for damage in ANYWHERE),
-        *((reader, CHECKPOINT, "other network", UNFIT) for reader in ("training", "confusion")),
-        *(("curves", CONFIG, damage, FOREIGN) for damage in ("empty", "cut off", "cut line", "other project")),
-        ("training", METRICS, "cut line", "holds metrics.csv but no checkpoint.pt to continue from"),
-        ("curves", METRICS, "cut line", "{} is damaged"),
-    ],
+    "kind", ["cut off", "flipped bit", "empty", "code in a pickle", "code in an archive", "list", "no weights"]
 )
-def test_a_damaged_file_is_named_its_code_is_not_run_and_nothing_is_changed(read, run, reader, file, damage, words):
-    if file == METRICS:  # which counts where no checkpoint is kept
-        (run / CHECKPOINT).unlink()
-    DAMAGE[damage](run / file)
-    before, outcome = read_files(run), read(reader)
-    assert_refused(outcome, words.format(run / file))
-    assert str(run) in outcome[2]
-    assert read_files(run) == before
-    assert not list(run.rglob("intruder"))
+def test_a_damaged_file_of_tensors_is_refused_and_runs_no_code(tmp_path, kind):
+    path = tmp_path / "tensors.pt"
+    utils.save_tensors(path, {"weights": torch.ones(1000)})
+    damage(path, kind)
+    with pytest.raises(utils.InputError) as refused:
+        utils.load_tensors(path, {"weights"})
+    assert str(refused.value) == f"{path} is damaged or from another program; train the run again with --fresh"
+    assert not (tmp_path / "intruder").exists()
 
 
-@pytest.mark.parametrize("file", [CONFIG, METRICS])
-@pytest.mark.parametrize("content", ["", "not what it was", '{"script": 3}', "epoch,train_loss\n1,2\n", "x" * 200_000])
-def test_what_follows_from_the_checkpoint_is_written_anew_where_it_is_damaged(read, run, whole_run, file, content):
-    (run / file).write_text(content)
-    assert read("training")[::2] == (0, "")
-    assert read_rows(run)[:2] == read_rows(whole_run)
-    config, conditions = utils.read_config(run, visualize.CONFIGS)
-    assert (config, conditions.epochs) == (rnn_mnist.Config(cell="gru", hidden_size=8, lr=0.01), 3)
-
-
-def test_a_bit_that_changed_is_found_or_changes_nothing(tmp_path):
-    """Many bits anywhere, and all of what the archive's directory says of a tensor: some bits of it say nothing."""
-    path, rng = tmp_path / "tensors.pt", random.Random(0)
+def test_a_changed_bit_is_found_or_changes_no_value(tmp_path):
+    """Tries bits anywhere, and all bits in what the archive's directory says about a tensor."""
+    rng = random.Random(0)
+    path = tmp_path / "tensors.pt"
     tensors = {"weights": torch.arange(900.0), "history": [{"epoch": 1, "loss": 0.5}]}
     utils.save_tensors(path, tensors)
-    content, refused = path.read_bytes(), 0
-    name = 8 * content.rindex(b"/data/0")
-    for bit in (*(rng.randrange(8 * len(content)) for _ in range(500)), *range(name - 8 * 53, name + 8 * 7)):
-        path.write_bytes(flipped(content, bit))
+    content = path.read_bytes()
+    refused = 0
+    entry = content.rindex(b"/data/0")
+    bits = [rng.randrange(8 * len(content)) for _ in range(500)]
+    for bit in (*bits, *range(8 * (entry - 53), 8 * (entry + 7))):
+        path.write_bytes(flip_bit(content, bit))
         try:
             assert same(utils.load_tensors(path), tensors), f"bit {bit % 8} of byte {bit // 8}"
         except utils.InputError:
@@ -145,29 +113,93 @@ def test_a_bit_that_changed_is_found_or_changes_nothing(tmp_path):
     assert refused > 500
 
 
-@pytest.mark.parametrize("flags", ["--data synthetic --runs-dir {file}", "--data real --data-dir {file}/data"])
-def test_a_folder_that_cannot_be_written_is_named(train_on_noise, tmp_path, flags):
-    (tmp_path / "file").write_text("mine")
-    flags = shlex.split(flags.format(file=tmp_path / "file"))
-    assert_refused(train_on_noise("--runs-dir", tmp_path / "runs", *flags), f"{tmp_path / 'file'}")
-    assert (tmp_path / "file").read_text() == "mine"
+@pytest.fixture(scope="session")
+def two_epochs(tmp_path_factory):
+    """The folder of a run that was trained on noise for two epochs."""
+    return train_here(rnn_mnist, tmp_path_factory.mktemp("two_epochs"), noise_digits(320), CONFIG)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_ends_with_status_1_and_keeps_what_was_finished(read, run):
-    (run / "checkpoint.pt.part").symlink_to("/dev/full")
-    before = (run / CHECKPOINT).read_bytes()
-    status, _, error = read("training")
-    assert (status, error.count("\n")) == (1, 1)
-    assert "No space left on device; free some space and run the same command again" in error
-    assert str(run) in error
-    assert (run / CHECKPOINT).read_bytes() == before
+@pytest.fixture
+def folder(two_epochs, tmp_path):
+    """A copy of two_epochs that a test may change."""
+    return Path(shutil.copytree(two_epochs, tmp_path / "rnn_mnist" / NOISE_NAME))
 
 
-@pytest.mark.parametrize("lack", [lambda *_: torch.empty(2**60, dtype=torch.uint8), lambda *_: bytearray(2**60)])
+@pytest.fixture
+def use(call, train_on_noise, folder):
+    """Return a function that continues the run in folder, or draws its figures: (exit status, output, error)."""
+
+    def use_for(purpose):
+        if purpose == "training":
+            return train_on_noise("--epochs", 3, runs_dir=folder.parents[1])
+        return call(visualize, folder)
+
+    return use_for
+
+
+@pytest.mark.parametrize("purpose", ["training", "figures"])
+@pytest.mark.parametrize("kind", ["flipped bit", "cut off", "other network"])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(use, folder, purpose, kind):
+    path = folder / "checkpoint.pt"
+    if kind == "other network":
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["state"]["model"] = rnn_mnist.RowReader(rnn_mnist.Config(cell="gru", hidden_size=12)).state_dict()
+        torch.save(checkpoint, path)
+        message = f"error: {path}: the weights do not fit the settings; train the run again with --fresh"
+    else:
+        damage(path, kind)
+        message = f"error: {path} is damaged or from another program; train the run again with --fresh"
+    before = read_files(folder)
+    assert_refused(use(purpose), message)
+    assert read_files(folder) == before
+
+
+def test_damaged_metrics_without_a_checkpoint_are_named(use, folder):
+    (folder / "checkpoint.pt").unlink()
+    (folder / "metrics.csv").write_text(",".join(utils.METRIC_COLUMNS) + "\n1,2\n")
+    assert_refused(use("figures"), f"error: {folder / 'metrics.csv'} is damaged")
+
+
+@pytest.mark.parametrize("file", ["config.json", "metrics.csv"])
+@pytest.mark.parametrize("content", ["", '{"script": 3}', "epoch,train_loss\n1,2\n", "x" * 200_000])
+def test_what_follows_from_the_checkpoint_is_repaired(use, folder, two_epochs, file, content):
+    (folder / file).write_text(content)
+    status, _, error = use("training")
+    assert (status, error) == (0, "")
+    assert read_rows(folder)[:2] == read_rows(two_epochs)
+    config, conditions = utils.read_config(folder, visualize.CONFIGS)
+    assert (config, conditions.epochs) == (CONFIG, 3)
+
+
+# Lack of space and memory
+
+
+def test_a_full_disk_is_named_by_the_path_and_keeps_the_old_file(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "checkpoint.pt"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left on device") as failed:
+        utils.write_atomically(path, b"new")
+    reason = "No space left on device; free some space and run the same command again"
+    assert utils.describe_error(failed.value) == (1, f"error: {path}: {reason}")
+    assert path.read_text() == "old"
+
+
+def allocate_tensor(*_, **__):
+    return torch.empty(2**60, dtype=torch.uint8)
+
+
+def allocate_bytes(*_, **__):
+    return bytearray(2**60)
+
+
+@pytest.mark.parametrize("allocate", [allocate_tensor, allocate_bytes])
 @pytest.mark.parametrize(("owner", "name"), [(rnn_mnist.RowReader, "rows"), (torch, "load")])
-def test_too_little_memory_is_told_in_one_line_and_is_no_damage(read, monkeypatch, owner, name, lack):
-    monkeypatch.setattr(owner, name, lambda *_, **__: lack())
-    status, _, error = read("training")
+def test_too_little_memory_is_said_in_one_line_and_is_no_damage(use, monkeypatch, owner, name, allocate):
+    monkeypatch.setattr(owner, name, allocate)
+    status, _, error = use("training")
     assert (status, error.count("\n")) == (1, 1)
-    assert "error: too little memory; end other programs, or take a smaller network or --batch-size" in error
+    assert "error: not enough memory; close other programs, or use a smaller network or --batch-size" in error

@@ -1,4 +1,4 @@
-"""The networks: shapes, sizes, and what their methods promise."""
+"""The networks: shapes, numbers of weights, and what their methods promise."""
 
 import cnn_cifar10
 import rnn_mnist
@@ -7,14 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-CELLS = pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-BIASES = pytest.mark.parametrize("bias", [0.0, 1.0, -3.5])
 SIZE = 5  # hidden units of the small networks
-SECOND_GATE = slice(SIZE, 2 * SIZE)  # forget of the LSTM's i f g o, update of the GRU's r z n
+# The order in which PyTorch stacks the weights of a layer. The candidate is not a gate.
+BLOCKS = {"gru": ("reset", "update", "candidate"), "lstm": ("input", "forget", "candidate", "output")}
 
-
-def count_parameters(model):
-    return sum(parameter.numel() for parameter in model.parameters())
+each_cell = pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+each_gated_cell = pytest.mark.parametrize("cell", ["gru", "lstm"])
 
 
 def lenet5(precision="fp32", **settings):
@@ -27,22 +25,30 @@ def row_reader(cell, hidden_size=SIZE, **settings):
     return rnn_mnist.RowReader(rnn_mnist.Config(cell=cell, hidden_size=hidden_size, **settings))
 
 
-def some_images(count, size):
+def count_weights(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def random_images(count, size):
     return torch.randint(256, (count, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def plain_lenet5(weights, images):
-    """Return what layers make, as they are usually written: convolution, ReLU, pooling; a dict by their names."""
-    made, maps = {}, images[:, None] / 255
+def lenet5_outputs(weights, images):
+    """Return outputs of layers, by name, computed in the textbook's order: convolution, ReLU, pooling."""
+    outputs = {}
+    maps = images[:, None] / 255
     for number in (1, 2):
         if f"conv{number}.weight" in weights:
             maps = F.conv2d(maps, weights[f"conv{number}.weight"], weights[f"conv{number}.bias"], padding=2)
-            made[f"conv{number}"] = maps
-        maps = made[f"relu{number}"] = F.max_pool2d(F.relu(maps), 2)
+            outputs[f"conv{number}"] = maps
+        maps = F.max_pool2d(F.relu(maps), 2)
+        outputs[f"relu{number}"] = maps
     features = maps.permute(0, 2, 3, 1).reshape(len(images), -1)
     if "fc1.weight" in weights:
-        features = made["relu_fc1"] = F.relu(F.linear(features, weights["fc1.weight"], weights["fc1.bias"]))
-    return made | {"fc2": F.linear(features, weights["fc2.weight"], weights["fc2.bias"])}
+        features = F.relu(F.linear(features, weights["fc1.weight"], weights["fc1.bias"]))
+        outputs["relu_fc1"] = features
+    outputs["fc2"] = F.linear(features, weights["fc2.weight"], weights["fc2.bias"])
+    return outputs
 
 
 @pytest.mark.parametrize(
@@ -56,85 +62,140 @@ def plain_lenet5(weights, images):
     ],
 )
 @pytest.mark.parametrize(("dataset", "size"), [("cifar10", 32), ("mnist", 28)])
-def test_lenet5_is_the_plain_network_also_without_a_layer(dataset, size, without, on_cifar10, on_mnist, names):
-    model, images = lenet5(dataset=dataset, without=without), some_images(3, size)
-    assert count_parameters(model) == {"cifar10": on_cifar10, "mnist": on_mnist}[dataset]
+def test_lenet5_equals_a_textbook_network(dataset, size, without, on_cifar10, on_mnist, names):
+    model = lenet5(dataset=dataset, without=without)
+    images = random_images(3, size)
+    assert count_weights(model) == {"cifar10": on_cifar10, "mnist": on_mnist}[dataset]
     outputs = model.outputs(images)
     assert " ".join(outputs) == names
-    for name, made in plain_lenet5(dict(model.layers.named_parameters()), images).items():
-        assert torch.allclose(outputs[name], made, atol=1e-5), name
+    for name, expected in lenet5_outputs(dict(model.layers.named_parameters()), images).items():
+        assert torch.allclose(outputs[name], expected, atol=1e-5), name
     assert torch.equal(model(images), outputs["fc2"])
 
 
-def test_lenet5_computes_in_bf16_where_asked_and_answers_in_fp32():
-    images, model, exact = some_images(3, 32), lenet5("bf16"), lenet5()(some_images(3, 32))
-    outputs, logits = model.outputs(images), model(images)
+def test_lenet5_computes_in_bf16_and_returns_fp32():
+    images = random_images(3, 32)
+    model = lenet5("bf16")
+    outputs = model.outputs(images)
     assert {outputs[name].dtype for name in ("conv1", "conv2", "fc1", "fc2")} == {torch.bfloat16}
-    torch.testing.assert_close(logits, exact, atol=0.01, rtol=0)
-    assert not torch.equal(logits, exact)
+    logits, expected = model(images), lenet5("fp32")(images)
+    torch.testing.assert_close(logits, expected, atol=0.01, rtol=0)
+    assert not torch.equal(logits, expected)
 
 
-def plain_step(cell, pushed, kept, hidden, memory):
-    """Return the hidden and the cell state after a step, by the cells' equations; pushed, kept: by gate."""
+def next_state(cell, from_input, from_state, hidden, memory):
+    """Return the hidden state and the LSTM's memory after a step, by the textbook's equations.
+
+    from_input, from_state: what input and state contribute to each block of a layer, before its nonlinearity.
+    """
     if cell == "rnn":
-        return torch.tanh(pushed[0] + kept[0]), memory
+        return torch.tanh(from_input[0] + from_state[0]), memory
     if cell == "gru":
-        reset, update = (torch.sigmoid(pushed[gate] + kept[gate]) for gate in (0, 1))
-        return (1 - update) * torch.tanh(pushed[2] + reset * kept[2]) + update * hidden, memory
-    taken, forget, given = (torch.sigmoid(pushed[gate] + kept[gate]) for gate in (0, 1, 3))
-    memory = forget * memory + taken * torch.tanh(pushed[2] + kept[2])
-    return given * torch.tanh(memory), memory
+        reset = torch.sigmoid(from_input[0] + from_state[0])
+        update = torch.sigmoid(from_input[1] + from_state[1])
+        candidate = torch.tanh(from_input[2] + reset * from_state[2])
+        return (1 - update) * candidate + update * hidden, memory
+    input_gate = torch.sigmoid(from_input[0] + from_state[0])
+    forget_gate = torch.sigmoid(from_input[1] + from_state[1])
+    candidate = torch.tanh(from_input[2] + from_state[2])
+    output_gate = torch.sigmoid(from_input[3] + from_state[3])
+    memory = forget_gate * memory + input_gate * candidate
+    return output_gate * torch.tanh(memory), memory
 
 
-@CELLS
+@each_cell
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 3)])
-def test_row_reader_is_the_plain_network_that_reads_row_by_row_and_answers_after_the_last(cell, before, after):
-    model, image = row_reader(cell, rows_before=before, rows_after=after), some_images(1, 28)[0]
-    weights, blank = model.recurrent.state_dict(), torch.zeros(28)
-    sequence = [(row / 255 - 0.1307) / 0.3081 for row in (*[blank] * before, *image, *[blank] * after)]
+def test_row_reader_equals_a_textbook_network(cell, before, after):
+    model = row_reader(cell, rows_before=before, rows_after=after)
+    image = random_images(1, 28)[0]
+    weights = model.recurrent.state_dict()
+    rows = [*[torch.zeros(28)] * before, *image, *[torch.zeros(28)] * after]
+    sequence = [(row / 255 - 0.1307) / 0.3081 for row in rows]
     torch.testing.assert_close(model.rows(image[None])[0], torch.stack(sequence))
     for layer in (0, 1):
-        hidden, memory, outputs = torch.zeros(SIZE), torch.zeros(SIZE), []
+        hidden, memory = torch.zeros(SIZE), torch.zeros(SIZE)
+        outputs = []
         for step in sequence:
-            pushed, kept = (
-                (weights[f"weight_{part}_l{layer}"] @ read + weights[f"bias_{part}_l{layer}"]).split(SIZE)
-                for part, read in (("ih", step), ("hh", hidden))
-            )
-            hidden, memory = plain_step(cell, pushed, kept, hidden, memory)
+            from_input = weights[f"weight_ih_l{layer}"] @ step + weights[f"bias_ih_l{layer}"]
+            from_state = weights[f"weight_hh_l{layer}"] @ hidden + weights[f"bias_hh_l{layer}"]
+            hidden, memory = next_state(cell, from_input.split(SIZE), from_state.split(SIZE), hidden, memory)
             outputs.append(hidden)
         sequence = outputs
     torch.testing.assert_close(model(image[None])[0], model.fc.weight @ sequence[-1] + model.fc.bias)
 
 
-@pytest.mark.parametrize(("cell", "expected"), [("rnn", 3_970), ("gru", 11_290), ("lstm", 14_950)])
-def test_recurrent_networks_have_the_expected_size(cell, expected):
-    assert count_parameters(row_reader(cell, 30)) == expected
+@pytest.mark.parametrize(
+    ("cell", "gates", "hidden_size", "expected"),
+    [
+        ("rnn", "full", 30, 3_970),
+        ("gru", "full", 30, 11_290),
+        ("gru", "input", 30, 7_690),
+        ("gru", "constant", 55, 11_835),
+        ("lstm", "full", 30, 14_950),
+        ("lstm", "input", 30, 9_550),
+        ("lstm", "constant", 64, 15_754),
+    ],
+)
+def test_recurrent_networks_have_the_expected_number_of_weights(cell, gates, hidden_size, expected):
+    model = row_reader(cell, hidden_size, gates=gates)
+    assert count_weights(model) - model.frozen_weights == expected
 
 
-@CELLS
-@BIASES
-def test_at_the_start_a_step_keeps_sigmoid_of_the_bias_where_nothing_is_added(cell, bias):
-    """Blank rows are read by a network of which only what the setting changed is left, so that nothing else acts."""
-    model, usual = row_reader(cell, keep_bias=bias), row_reader(cell).recurrent.state_dict()
-    with torch.no_grad():
-        for name, values in model.recurrent.named_parameters():
-            values[values == usual[name]] = 0
-        start = torch.full((2, 1, SIZE), 1e-3)  # of both layers; small, so that tanh is the identity
-        blank = model.rows(torch.zeros(1, 28, 28, dtype=torch.uint8))[:, :3]
-        _, state = model.recurrent(blank, (start, start) if cell == "lstm" else start)
-    kept = state[1] if cell == "lstm" else state
-    torch.testing.assert_close(kept, torch.sigmoid(torch.tensor(bias)) ** 3 * start)
-
-
-@CELLS
-@BIASES
-def test_the_bias_of_keeping_changes_its_own_weights_of_both_layers_and_no_others(cell, bias):
-    weights, expected = row_reader(cell, keep_bias=bias).state_dict(), row_reader(cell).state_dict()
+@each_cell
+@pytest.mark.parametrize("bias", [0.0, 1.0, -3.5])
+def test_keep_bias_changes_its_own_weights_of_both_layers_only(cell, bias):
+    weights = row_reader(cell, keep_bias=bias).state_dict()
+    expected = row_reader(cell).state_dict()
     for layer in (0, 1):
-        gate, start = (slice(None), 0) if cell == "rnn" else (SECOND_GATE, bias)
-        expected[f"recurrent.bias_ih_l{layer}"][gate], expected[f"recurrent.bias_hh_l{layer}"][gate] = start, 0
         if cell == "rnn":
             expected[f"recurrent.weight_hh_l{layer}"] = torch.sigmoid(torch.tensor(bias)) * torch.eye(SIZE)
+            expected[f"recurrent.bias_ih_l{layer}"].zero_()
+            expected[f"recurrent.bias_hh_l{layer}"].zero_()
+        else:
+            expected[f"recurrent.bias_ih_l{layer}"][SIZE : 2 * SIZE] = bias  # the forget or the update gate
+            expected[f"recurrent.bias_hh_l{layer}"][SIZE : 2 * SIZE] = 0
     assert weights.keys() == expected.keys()
+    for name, values in weights.items():
+        assert torch.equal(values, expected[name]), name
+
+
+def gate_values(model, cell, layer, step, hidden):
+    """Return the values of each gate, and of the candidate before its nonlinearity, by name, at a step's input."""
+    weights = model.recurrent.state_dict()
+    from_input = weights[f"weight_ih_l{layer}"] @ step + weights[f"bias_ih_l{layer}"]
+    from_state = weights[f"weight_hh_l{layer}"] @ hidden + weights[f"bias_hh_l{layer}"]
+    blocks = torch.sigmoid(from_input + from_state).split(SIZE)
+    return dict(zip(BLOCKS[cell], blocks, strict=True))
+
+
+@each_gated_cell
+@pytest.mark.parametrize(
+    ("gates", "sees_input", "sees_state"), [("full", True, True), ("input", True, False), ("constant", False, False)]
+)
+def test_gates_see_input_and_state_only_as_far_as_allowed(cell, gates, sees_input, sees_state):
+    model = row_reader(cell, gates=gates)
+    for layer, input_size in ((0, 28), (1, SIZE)):
+        first_input, second_input = torch.rand(2, input_size)
+        first_state, second_state = torch.rand(2, SIZE)
+        usual = gate_values(model, cell, layer, first_input, first_state)
+        with_other_input = gate_values(model, cell, layer, second_input, first_state)
+        with_other_state = gate_values(model, cell, layer, first_input, second_state)
+        for name, values in usual.items():
+            is_candidate = name == "candidate"
+            assert bool((values != with_other_input[name]).all()) == (sees_input or is_candidate), name
+            assert bool((values != with_other_state[name]).all()) == (sees_state or is_candidate), name
+
+
+@each_gated_cell
+@pytest.mark.parametrize("gates", ["input", "constant"])
+def test_restricted_gates_leave_all_other_initial_weights_as_they_are(cell, gates):
+    """The keep bias is kept, too; with constant gates it alone then sets the gate."""
+    weights = row_reader(cell, gates=gates, keep_bias=1.5).state_dict()
+    expected = row_reader(cell, keep_bias=1.5).state_dict()
+    gate_rows = [row for row in range(len(BLOCKS[cell]) * SIZE) if BLOCKS[cell][row // SIZE] != "candidate"]
+    for layer in (0, 1):
+        expected[f"recurrent.weight_hh_l{layer}"][gate_rows] = 0
+        if gates == "constant":
+            expected[f"recurrent.weight_ih_l{layer}"][gate_rows] = 0
     for name, values in weights.items():
         assert torch.equal(values, expected[name]), name

@@ -1,5 +1,6 @@
-"""The front page: what it tells to type can be typed, and what it points to is there."""
+"""The texts: their commands can be typed, their code runs, and their defaults and numbers are the right ones."""
 
+import ast
 import re
 import shlex
 
@@ -11,39 +12,125 @@ import visualize
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = [line.strip().removeprefix("$ ") for line in README.splitlines() if line.startswith("    ")]
-TYPED = [part for line in [*BLOCKS, *re.findall(r"`([^`\n]+)`", README)] for part in line.split(" && ")]
-FOUND = [re.fullmatch(r"(python |torchrun .* )?(\S+\.py)(?: (.*))?", part) for part in dict.fromkeys(TYPED)]
-COMMANDS = [(found[2], found[3] or "") for found in FOUND if found and (found[1] or found[3])]
-TRAINING = {"cnn_cifar10.py": cnn_cifar10, "rnn_mnist.py": rnn_mnist}
+PATHS = ("README.md", "runs/reference/README.md", "runs/reference/predictions.md")
+TEXTS = {path: (ROOT / path).read_text(encoding="utf-8") for path in PATHS if (ROOT / path).exists()}
+README = TEXTS["README.md"]
+SCRIPTS = {"cnn_cifar10.py": cnn_cifar10, "rnn_mnist.py": rnn_mnist}
+# Numbers in the texts that are neither in results.csv nor in claims.md, and where they are from
+OTHER_NUMBERS = {"98.5 %": "the share of LeNet-5's weights in fc1, 4,195,328 of 4,257,674"}
 
 
-@pytest.mark.parametrize(("script", "words"), [each for each in COMMANDS if each[0] in TRAINING])
-def test_a_training_command_asks_for_experiments(requested, script, words):
-    assert requested(TRAINING[script], *shlex.split(words))
+def code_blocks(text):
+    """Return the code blocks of a Markdown text, indented or fenced, without the indentation."""
+    indented = re.findall(r"(?<=\n\n)(?:    .*\n)+", text)
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [re.sub("^    ", "", block, flags=re.MULTILINE) for block in indented] + fenced
 
 
-@pytest.mark.parametrize(("script", "words"), [each for each in COMMANDS if each[0] == "visualize.py"])
-def test_a_command_that_draws_names_figures_that_there_are(call, monkeypatch, script, words):
-    def parsed(folder, data_dir):
-        raise utils.InputError("its runs would be read next")
-
-    monkeypatch.setattr(visualize, "find_runs", parsed)
-    assert call(visualize, *shlex.split(words))[2] == "visualize.py: error: its runs would be read next\n"
-    runs, _, names = words.partition(" --figures ")
-    of_one_run = runs == "$RUN" or re.fullmatch(r"runs/\w+/[^\s*]+", runs)
-    known = visualize.FIGURES if of_one_run else visualize.COMPARISONS
-    assert {*names.partition(" --")[0].split()} <= known.keys()
+def commands(text):
+    """Return (path of the script, flags) of each command in the code of a text."""
+    found = []
+    for code in [*code_blocks(text), *re.findall(r"`([^`\n]+)`", text)]:
+        for command in re.split(r"\n| && ", code):
+            match = re.fullmatch(r"(\$ )?(python |torchrun .* )?(\S+\.py)( .*?)?( +# .*)?", command)
+            if match and (match[2] or match[4]):
+                found.append((match[3], (match[4] or "").strip()))
+    return found
 
 
-def test_the_test_commands_line_ends_with_it():
-    assert any(line.endswith("-m pytest") for line in BLOCKS)
+def is_python(code):
+    try:
+        statements = ast.parse(code).body
+    except SyntaxError:
+        return False
+    return not all(isinstance(statement, ast.Expr) for statement in statements)
 
 
-def test_scripts_pictures_and_texts_that_it_points_to_are_there():
+COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in commands(text)))
+
+
+@pytest.mark.parametrize(("script", "flags"), [command for command in COMMANDS if command[0] in SCRIPTS])
+def test_training_commands_ask_for_experiments(requested, script, flags):
+    assert requested(SCRIPTS[script], *shlex.split(flags))
+
+
+@pytest.mark.parametrize(("script", "flags"), [command for command in COMMANDS if command[0] == "visualize.py"])
+def test_drawing_commands_name_figures_that_exist(call, monkeypatch, script, flags):
+    def stop(folders, data_dir):
+        raise utils.InputError("runs would be read next")
+
+    monkeypatch.setattr(visualize, "find_all_runs", stop)
+    assert call(visualize, *shlex.split(flags))[2] == "visualize.py: error: runs would be read next\n"
+    folders, _, names = flags.partition(" --figures ")
+    is_one_run = folders == "$RUN" or re.fullmatch(r"runs/\w+/[^\s*]+", folders)
+    known = visualize.FIGURES if is_one_run else visualize.COMPARISONS
+    assert set(names.partition(" --")[0].split()) <= known.keys()
+
+
+def test_files_and_logs_that_the_readme_names_exist():
     links = {link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}
-    scripts = {script for script, _ in COMMANDS} | {*re.findall(r"tests/\w+\.py", README)}
-    assert len(links) > 5
-    assert scripts >= {*TRAINING, "visualize.py"}
-    assert {path for path in links | scripts if not (ROOT / path).exists()} == set()
+    scripts = {script for script, _ in COMMANDS}
+    modules = {f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (runs[.\w]+)", README)}
+    logs = set(re.findall(r"--logdir (runs/reference\S*)", README))
+    missing = [path for path in links | scripts | modules | logs if not (ROOT / path).exists()]
+    assert missing == []
+    assert scripts >= {*SCRIPTS, "visualize.py"}
+    assert "-m pytest" in README
+    for log in logs:
+        assert 0 < len(list((ROOT / log).rglob("events.out.tfevents.*"))) <= 40, "TensorBoard selects at most 40 runs"
+
+
+def test_the_table_of_flags_gives_every_flag_with_its_default():
+    defaults = {}
+    for flags, default in re.findall(r"^\| *(`--.*?)\|(.*?)\|", README, re.MULTILINE):
+        defaults |= dict.fromkeys(re.findall(r"--[a-z-]+", flags), default)
+    known = {"--figures", "--output-dir"}  # of visualize.py
+    for script in SCRIPTS.values():
+        flags = utils.experiment_parser(script.Config, "").format_help()
+        for flag, text in re.findall(r"^  (--[a-z-]+)(.*?)(?=^  -|\Z)", flags, re.DOTALL | re.MULTILINE):
+            known.add(flag)
+            default = re.search(r"\(default: (.*)\)", " ".join(text.split()))
+            assert flag in defaults
+            if default:
+                assert re.search(rf"(?<![\w.-]){re.escape(default[1])}(?![\w.-])", defaults[flag]), flag
+    assert defaults.keys() <= known
+
+
+@pytest.mark.parametrize("code", [code for code in code_blocks(README) if is_python(code)])
+def test_python_code_in_the_readme_runs(finished_run, digits, code):
+    code = re.sub(r"runs/rnn_mnist/[\w.-]+", finished_run.as_posix(), code)
+    exec(code, {"setting": utils.setting, "images": digits.test.images[:2]})
+
+
+def rounds_to(exact, rounded):
+    """Return whether a number, of which exact is the text with two decimals, rounds to the text of another."""
+    decimals = len(rounded.partition(".")[2])
+    return abs(float(exact) - float(rounded)) <= 0.5 * 10**-decimals + 0.005 + 1e-9
+
+
+@pytest.mark.parametrize("path", PATHS[:2])
+def test_numbers_are_those_of_the_results_and_claims(path):
+    """Means in percent must be in results.csv or claims.md; differences in points, and their intervals, in claims.md.
+
+    Only numbers with decimals are checked. Signs are not: a difference of -6.47 may be written as 6.5 points.
+    """
+    claims_path = ROOT / "runs/reference/claims.md"
+    if path not in TEXTS or not claims_path.exists():
+        pytest.skip(f"{path} and runs/reference/claims.md are needed")
+    claims = " ".join(claims_path.read_text(encoding="utf-8").split())
+    means = [row["mean"] for row in utils.read_csv(ROOT / "runs/reference/comparison/results.csv")]
+    means += re.findall(r"(\d+\.\d+) % \(", claims)
+    interval = r"[+-]?(\d+\.\d+) to [+-]?(\d+\.\d+)"
+    tested = re.findall(rf"(\d+\.\d+) points (?:\| |\(){interval}", claims)
+    known = {"%": means, "points": [difference for difference, _, _ in tested]}
+    text = " ".join(TEXTS[path].split())
+    wrong = []
+    for number, unit in re.findall(r"(\d+\.\d+) (%|points)", text):
+        if not any(rounds_to(exact, number) for exact in known[unit]):
+            wrong.append(f"{number} {unit}")
+    for difference, low, high in re.findall(rf"(\d+\.\d+) points \({interval}\)", text):
+        rounded = [difference, *sorted([low, high], key=float)]
+        exact = [[first, *sorted(bounds, key=float)] for first, *bounds in tested]
+        if not any(all(map(rounds_to, numbers, rounded)) for numbers in exact):
+            wrong.append(f"{difference} points ({low} to {high})")
+    assert set(wrong) <= OTHER_NUMBERS.keys()

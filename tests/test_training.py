@@ -1,4 +1,4 @@
-"""Training: the scripts as a user runs them, the run's folder, the table at the end, TensorBoard, and the loop."""
+"""Training: the scripts as a user runs them, the run's folder, the table of results, TensorBoard, and the loop."""
 
 import io
 import json
@@ -14,7 +14,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, EPOCHS, read_events, read_points, read_rows, small, train_here
+from conftest import (
+    CONFIGS,
+    HAS_REAL_DATA,
+    ROOT,
+    background_fixture,
+    read_events,
+    read_points,
+    read_rows,
+    run_command,
+    small,
+    train_here,
+    use_as_synthetic,
+)
 from PIL import Image
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
@@ -22,8 +34,7 @@ from torch import nn
 NETWORKS = {"cnn_cifar10": cnn_cifar10.LeNet5, "rnn_mnist": rnn_mnist.RowReader}
 SMALL_GRU = rnn_mnist.Config(cell="gru", hidden_size=8, lr=1e-2)
 SMALL_CNN = cnn_cifar10.Config(without="fc1", lr=1e-3, batch_size=32)
-BOTH_RUNS = pytest.mark.parametrize("run", ["cnn_run", "rnn_run"])
-BOTH_SCRIPTS = pytest.mark.parametrize(
+both_scripts = pytest.mark.parametrize(
     ("script", "config"), [(rnn_mnist, SMALL_GRU), (cnn_cifar10, SMALL_CNN)], ids=["rnn", "cnn"]
 )
 
@@ -32,211 +43,248 @@ def read_snapshot(folder, epoch):
     return utils.load_tensors(folder / "snapshots" / f"epoch_{epoch:02d}.pt")
 
 
-def read_tables(output):
-    """Return the table of results that a script printed, a list of dict of texts."""
-    head, _, *rows = ([*map(str.strip, line.split("|")[1:-1])] for line in output.splitlines() if line[:1] == "|")
-    return [dict(zip(head, row, strict=True)) for row in rows]
+def read_table(output):
+    """Return the Markdown table that a script printed, list of dict of str."""
+    lines = [line for line in output.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
 # The scripts as a user runs them
 
 
-@BOTH_RUNS
-def test_default_experiment_on_embedded_data_learns_but_not_at_once(run, request):
-    done, folder = request.getfixturevalue(run)
-    assert (done.returncode, done.stderr) == (0, ""), "no bar without a terminal, and no library's warnings"
+@background_fixture
+def default_runs(folder):
+    """Each script with its defaults on synthetic data: (number of epochs, CompletedProcess, folder of the run)."""
+    runs = {}
+    for script, name, epochs in (
+        ("cnn_cifar10", "synthetic_adam_lr1e-4_seed0", 1),
+        ("rnn_mnist", "synthetic_rnn30_adam_lr1e-3_seed0", 2),
+    ):
+        done = run_command(f"{script}.py", "--data", "synthetic", "--epochs", epochs, "--runs-dir", folder)
+        runs[script] = epochs, done, folder / script / name
+    return runs
+
+
+@pytest.fixture(params=["cnn_cifar10", "rnn_mnist"])
+def default_run(request, default_runs):
+    return default_runs[request.param]
+
+
+@pytest.fixture
+def cnn_folder(default_runs):
+    return default_runs["cnn_cifar10"][-1]
+
+
+def test_default_experiment_learns_but_not_at_once(default_run):
+    epochs, done, folder = default_run
+    assert (done.returncode, done.stderr) == (0, ""), "no progress bar, no warnings"
     rows = read_rows(folder)
-    assert len(rows) == EPOCHS[run]
-    assert 10 < float(rows[0]["train_accuracy"]) < 95, (
-        "of images that were judged before the step that learns from them"
-    )
-    assert float(rows[-1]["test_accuracy"]) > float(rows[0]["train_accuracy"]) + 5
+    assert len(rows) == epochs
+    first_accuracy = float(rows[0]["train_accuracy"])
+    assert 10 < first_accuracy < 95, "images are classified before the step that learns from them"
+    assert float(rows[-1]["test_accuracy"]) > first_accuracy + 5
 
 
-@BOTH_RUNS
-def test_screen_shows_aligned_epochs_the_data_source_and_what_to_type_next(run, request):
-    done, folder = request.getfixturevalue(run)
+def test_screen_shows_epochs_data_source_result_and_next_commands(default_run):
+    epochs, done, folder = default_run
+    rows = read_rows(folder)
     lines = done.stdout.splitlines()
-    epochs = [line for line in lines if re.match(rf" *\d+/{EPOCHS[run]} ", line)]
-    assert [line.split()[0] for line in epochs] == [f"{epoch}/{EPOCHS[run]}" for epoch in range(1, EPOCHS[run] + 1)]
-    assert len({len(line) for line in epochs}) == 1
-    for line, row in zip(epochs, read_rows(folder), strict=True):
-        loss, train, test, seconds = (float(row[name]) for name in (*utils.METRICS[1:3], *utils.METRICS[4:]))
-        assert line.split()[1:] == f"{loss:.4f} {train:.2f} % {test:.2f} % {seconds:.1f}".split()
+    progress = [line for line in lines if re.match(rf" *\d+/{epochs} ", line)]
+    assert len({len(line) for line in progress}) == 1, "the columns are aligned"
+    for number, (line, row) in enumerate(zip(progress, rows, strict=True), start=1):
+        loss, train, test, seconds = [float(row[name]) for name in utils.METRIC_COLUMNS if name != "test_loss"][1:]
+        assert line.split() == f"{number}/{epochs} {loss:.4f} {train:.2f} % {test:.2f} % {seconds:.1f}".split()
+    notices = [number for number, line in enumerate(lines) if "small synthetic data set, NOT " in line]
     assert lines[0] == "loading torch ..."
-    assert [number for number, line in enumerate(lines) if "NOT the real set" in line] == [1, len(lines) - 5]
-    [result] = read_tables(done.stdout)
-    assert result["mean"] == f"{float(read_rows(folder)[-1]['test_accuracy']):.2f}"
+    assert notices == [1, len(lines) - 5], "at the start and at the end"
+    [result] = read_table(done.stdout)
+    assert result["mean"] == f"{float(rows[-1]['test_accuracy']):.2f}"
     assert lines[-2].split() == ["tensorboard", "--logdir", str(folder.parent)]
     assert lines[-1].split() == ["python", "visualize.py", str(folder)]
 
 
-@BOTH_RUNS
-def test_run_folder_holds_what_the_contract_says(run, request):
-    _, folder = request.getfixturevalue(run)
-    config = json.loads((folder / "config.json").read_text())
-    assert config.keys() == {"script", "settings", "conditions"}
-    assert CONFIGS[config["script"]](**config["settings"]) == CONFIGS[folder.parent.name]()
-    conditions = config["conditions"]
-    assert (conditions["data_source"], conditions["epochs"]) == ("synthetic", EPOCHS[run])
-    assert conditions["parameters"] == {"cnn_run": 4_257_674, "rnn_run": 3_970}[run]
+def test_run_folder_holds_what_the_readme_says(default_run):
+    epochs, _, folder = default_run
+    record = json.loads((folder / "config.json").read_text())
+    assert record.keys() == {"script", "settings", "conditions"}
+    assert CONFIGS[record["script"]](**record["settings"]) == CONFIGS[folder.parent.name]()
+    conditions = record["conditions"]
+    assert (conditions["data_source"], conditions["epochs"]) == ("synthetic", epochs)
+    assert conditions["parameters"] == {"cnn_cifar10": 4_257_674, "rnn_mnist": 3_970}[record["script"]]
     assert conditions["versions"]["torch"] == str(torch.__version__).split("+")[0]
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert checkpoint["record"] == config
-    assert [row["epoch"] for row in checkpoint["history"]] == list(range(1, EPOCHS[run] + 1))
-    assert [{key: str(value) for key, value in row.items()} for row in checkpoint["history"]] == read_rows(folder)
+    assert checkpoint["record"] == record
+    assert [row["epoch"] for row in checkpoint["history"]] == list(range(1, epochs + 1))
+    for row, shown in zip(checkpoint["history"], read_rows(folder), strict=True):
+        assert shown == {name: str(value) for name, value in row.items()}
     snapshots = {path.name for path in folder.glob("snapshots/*")}
-    assert snapshots == {f"epoch_{epoch:02d}.pt" for epoch in range(EPOCHS[run] + 1)}
-    [events] = folder.rglob("events.out.tfevents.*")  # of TensorBoard's, no sub-run
+    assert snapshots == {f"epoch_{epoch:02d}.pt" for epoch in range(epochs + 1)}
+    [events] = folder.rglob("events.out.tfevents.*")
     names = {"config.json", "metrics.csv", "checkpoint.pt", "snapshots", events.name}
     assert {path.name for path in folder.iterdir()} - {".lock"} == names
 
 
-@BOTH_RUNS
-def test_snapshots_lead_from_the_seeds_start_to_the_checkpoint(run, request):
-    _, folder = request.getfixturevalue(run)
-    config, conditions = utils.read_config(folder, CONFIGS)
+def test_snapshots_lead_from_the_initial_weights_to_the_checkpoint(default_run):
+    epochs, _, folder = default_run
+    config, _ = utils.read_config(folder, CONFIGS)
     torch.manual_seed(0)
-    model = NETWORKS[config.script](config, *[conditions.precision] * (run == "cnn_run"))
-    convolutions = {f"layers.conv{number}.{part}" for number in (1, 2) for part in ("weight", "bias")}
-    start, end = read_snapshot(folder, 0), read_snapshot(folder, EPOCHS[run])
-    assert start.keys() == end.keys() == (convolutions if run == "cnn_run" else model.state_dict().keys())
-    assert all(torch.equal(start[name], model.state_dict()[name]) for name in start)
-    model.load_state_dict(utils.load_tensors(folder / "checkpoint.pt")["state"]["model"])
-    assert all(torch.equal(end[name], model.state_dict()[name]) for name in end)
-    assert not any(torch.equal(start[name], end[name]) for name in start)
+    initial = NETWORKS[config.script](config).state_dict()
+    trained = utils.load_tensors(folder / "checkpoint.pt")["state"]["model"]
+    first, last = read_snapshot(folder, 0), read_snapshot(folder, epochs)
+    names = [name for name in trained if config.script == "rnn_mnist" or name.startswith("layers.conv")]
+    assert list(first) == list(last) == names
+    for name in names:
+        assert torch.equal(first[name], initial[name])
+        assert torch.equal(last[name], trained[name])
+        assert not torch.equal(first[name], last[name])
 
 
-def test_real_mnist_is_learned_as_the_shipped_run_learned_it(real_data, real_run):
-    done, folder = real_run
-    assert (done.returncode, done.stderr, "synthetic" in done.stdout) == (0, "", False)
-    name = "rnn_mnist/rnn30_adam_lr1e-3_seed0"
-    folders = folder / name, real_data.with_name("runs") / "reference" / name
-    row, shipped = (read_rows(folder)[0] for folder in folders)
-    assert float(row["train_loss"]) == pytest.approx(float(shipped["train_loss"]), abs=0.02), "or other roundings'"
+@background_fixture
+def real_run(folder):
+    """The default recurrent network after an epoch of MNIST, if that is there: (CompletedProcess, runs folder)."""
+    if not HAS_REAL_DATA:
+        return None, folder
+    flags = ("--epochs", 1, "--data", "real", "--data-dir", ROOT / "data", "--runs-dir", folder)
+    return run_command("rnn_mnist.py", *flags), folder
+
+
+@pytest.mark.usefixtures("real_data")
+def test_training_on_real_mnist_repeats_the_shipped_run(real_run):
+    done, runs_dir = real_run
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "synthetic" not in done.stdout
+    [row] = read_rows(runs_dir / "rnn_mnist/rnn30_adam_lr1e-3_seed0")
+    shipped = read_rows(ROOT / "runs/reference/rnn_mnist/rnn30_adam_lr1e-3_seed0")[0]
+    assert float(row["train_loss"]) == pytest.approx(float(shipped["train_loss"]), abs=0.02), "but for rounding"
     assert float(row["test_accuracy"]) == pytest.approx(float(shipped["test_accuracy"]), abs=3)
 
 
-# The report's list, and the table at the end
+# The report's list, and the table of results
 
 
-def test_the_reports_experiments_are_carried_over():
-    rows = cnn_cifar10.REPORT + rnn_mnist.REPORT
-    known = [61.3, 11.33, 98.5, 10.09, 47.73, 16.1, 15.13, 74.55, 90.75, 94.17, 97.6, 98.32, 97.86, 97.84]
-    assert [row.accuracy for row in rows if row.accuracy] == known
-    assert len(rows) == 16
-    assert all(row.accuracy or row.remark for row in rows)
+def test_all_results_of_the_report_are_listed():
+    results = cnn_cifar10.REPORT + rnn_mnist.REPORT
+    accuracies = [61.3, 11.33, 98.5, 10.09, 47.73, 16.1, 15.13, 74.55, 90.75, 94.17, 97.6, 98.32, 97.86, 97.84]
+    assert [result.accuracy for result in results if result.accuracy] == accuracies
+    assert len(results) == 16
+    assert all(result.accuracy or result.remark for result in results)
 
 
-def test_report_trains_its_list_and_ends_with_the_table_of_its_epoch(call, digits, tmp_path, monkeypatch):
-    """Also for runs that went on; and what is complete is not trained again."""
-    monkeypatch.setattr(utils, "embedded_patterns", lambda size: small(digits, 100, 100)[3:])
+def test_report_trains_its_list_once_and_prints_a_table(call, digits, tmp_path, monkeypatch):
+    """The table is that of the report's last epoch, even if the runs are longer."""
+    use_as_synthetic(monkeypatch, small(digits, 100, 100))
     monkeypatch.setattr(utils, "REPORT_EPOCHS", 2)
     monkeypatch.setattr(rnn_mnist, "REPORT", rnn_mnist.REPORT[::4])
-    outputs, flags = [], ["--report", "--data", "synthetic", "--device", "cpu", "--epochs", 3, "--seed", 0, 1]
-    for _ in ("trained", "complete"):
+    flags = ["--report", "--data", "synthetic", "--device", "cpu", "--epochs", 3, "--seed", 0, 1]
+    for complete in (0, 6):
         status, output, _ = call(rnn_mnist, *flags, "--runs-dir", tmp_path)
-        outputs.append(output)
         assert status == 0
+        assert output.count("complete after epoch 3") == complete
+        assert output.count("parameters, cpu") == 6 - complete
         assert "\nTest accuracy in % after epoch 2\n" in output
-        for row, known in zip(read_tables(output), rnn_mnist.REPORT, strict=True):
-            assert row["experiment"] == f"{known.config.sentence()}, synthetic data"
-            names = [f"synthetic_{known.config.name[:-1]}{seed}" for seed in (0, 1)]
+        for row, reported in zip(read_table(output), rnn_mnist.REPORT, strict=True):
+            names = [f"synthetic_{reported.config.name[:-1]}{seed}" for seed in (0, 1)]
             accuracies = [float(read_rows(tmp_path / "rnn_mnist" / name)[1]["test_accuracy"]) for name in names]
+            assert row["experiment"] == f"{reported.config.caption}, synthetic data"
             assert (row["mean"], row["seeds"]) == (f"{np.mean(accuracies):.2f}", "2")
             assert row["range"] == f"{min(accuracies):.2f} to {max(accuracies):.2f}"
             assert row["std"] == f"{np.std(accuracies, ddof=1):.2f}"
-            assert "reported" not in row, "embedded data are not compared with the report's"
-    assert [output.count("complete after epoch 3") for output in outputs] == [0, 6]
-    assert [output.count("parameters, cpu") for output in outputs] == [6, 0]
-    assert outputs[0].splitlines()[-1].split() == ["python", "visualize.py", str(tmp_path)]
+            assert "reported" not in row, "synthetic data are not compared with the report"
+        assert output.splitlines()[-1].split() == ["python", "visualize.py", str(tmp_path)]
 
 
 # TensorBoard
 
 
-@BOTH_RUNS
-def test_tensorboard_holds_one_point_per_epoch_equal_to_the_metrics_and_the_settings_in_the_run_itself(run, request):
-    _, folder = request.getfixturevalue(run)
-    tags = {"Accuracy/Test": "test_accuracy", "Accuracy/Train": "train_accuracy"}
-    tags |= {"Loss/Test": "test_loss", "Loss/Train": "train_loss"}
-    rows, events = list(enumerate(read_rows(folder), start=1)), read_events(folder)
-    expected = [(tag, epoch, float(np.float32(row[name]))) for tag, name in tags.items() for epoch, row in rows]
+def test_tensorboard_holds_the_metrics_of_each_epoch_and_the_graph(default_run):
+    _, _, folder = default_run
+    expected = []
+    for tag in ("Accuracy/Test", "Accuracy/Train", "Loss/Test", "Loss/Train"):
+        quantity, split = tag.lower().split("/")
+        for epoch, row in enumerate(read_rows(folder), start=1):
+            expected.append((tag, epoch, float(np.float32(row[f"{split}_{quantity}"]))))
     assert read_points(folder) == expected
-    assert events.Tags()["graph"]
-    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-    assert settings["lr"].number_value == (1e-4 if run == "cnn_run" else 1e-3)
-    assert [settings[name].string_value for name in ("optimizer", "data_source")] == ["adam", "synthetic"]
+    assert read_events(folder).Tags()["graph"]
 
 
-def test_tensorboard_shows_the_kernels_of_each_epoch_as_a_sheet_in_gray(cnn_run):
-    """Kernel k stands in row k // 8 and column k % 8, ten pixels a weight, on one scale with zero in its middle."""
-    _, folder = cnn_run
-    images = read_events(folder).Images("conv1/filters")
+def test_tensorboard_lists_every_setting_also_those_that_are_0(tiny_digits, tmp_path):
+    own = {"cell": "lstm", "hidden_size": 4, "rows_before": 0, "rows_after": 2, "keep_bias": 1.5, "gates": "input"}
+    shared = {"pixels": "permuted", "optimizer": "adam", "lr": 0.001, "momentum": 0, "batch_size": 64, "seed": 0}
+    conditions = {"data_source": "synthetic", "device": "cpu", "precision": "fp32", "threads": 1}
+    folder = train_here(rnn_mnist, tmp_path, tiny_digits, rnn_mnist.Config(**own, **shared), epochs=1)
+    content = read_events(folder).summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    shown = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    values = {name: value.string_value or value.number_value for name, value in shown.items()}
+    assert values == {**own, **shared, **conditions}
+
+
+def test_tensorboard_shows_the_kernels_of_each_epoch_in_gray(cnn_folder):
+    """Kernel k is in row k // 8 and column k % 8, ten pixels a weight; zero is the middle of the scale."""
+    images = read_events(cnn_folder).Images("conv1/filters")
     assert [image.step for image in images] == [0, 1]
     for image in images:
         picture = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
-        sheet = picture[5::10, 5::10]  # the middle of each weight
+        weights = picture[5::10, 5::10]  # the middle of each weight
         assert picture.shape == (10 * (4 * 6 + 1), 10 * (8 * 6 + 1), 3)
-        assert (picture == sheet.repeat(10, 0).repeat(10, 1)).all()
-        kernels = read_snapshot(folder, image.step)["layers.conv1.weight"][:, 0].numpy()
+        assert (picture == weights.repeat(10, 0).repeat(10, 1)).all()
+        kernels = read_snapshot(cnn_folder, image.step)["layers.conv1.weight"][:, 0].numpy()
         gray = 255 * (kernels / np.abs(kernels).max() + 1) / 2
         for number, kernel in enumerate(gray):
             top, left = 1 + 6 * (number // 8), 1 + 6 * (number % 8)
-            shown = sheet[top : top + 5, left : left + 5]
-            assert np.abs(shown - kernel[..., None]).max() <= 1
-        assert sheet[::6].min() == sheet[:, ::6].min() == 255, "white between the kernels"
+            assert np.abs(weights[top : top + 5, left : left + 5] - kernel[..., None]).max() <= 1
+        assert weights[::6].min() == weights[:, ::6].min() == 255, "white between the kernels"
 
 
-def test_tensorboard_holds_histograms_of_the_first_100_test_images(cnn_run, pictures):
-    _, folder = cnn_run
-    events, images = read_events(folder), pictures.test.images[:100]
-    config, conditions = utils.read_config(folder, CONFIGS)
+def test_tensorboard_holds_histograms_of_the_first_100_test_images(cnn_folder, pictures):
+    events = read_events(cnn_folder)
+    config, conditions = utils.read_config(cnn_folder, CONFIGS)
     model = cnn_cifar10.LeNet5(config, conditions.precision)
     for epoch in (0, 1):
-        model.load_state_dict(read_snapshot(folder, epoch), strict=False)
+        model.load_state_dict(read_snapshot(cnn_folder, epoch), strict=False)
         with torch.no_grad():
-            outputs = model.outputs(images)
+            outputs = model.outputs(pictures.test.images[:100])
         for layer in ("conv1", "conv2"):
-            shown, maps = events.Histograms(f"{layer}/activations")[epoch], outputs[layer].relu().double()
+            shown = events.Histograms(f"{layer}/activations")[epoch]
             histogram = shown.histogram_value
-            assert (shown.step, histogram.num, histogram.min) == (epoch, maps.numel(), 0)
-            assert histogram.max == pytest.approx(maps.max().item(), rel=1e-2)
-            assert histogram.sum == pytest.approx(maps.sum().item(), rel=1e-4)
+            activations = outputs[layer].relu().double()
+            assert (shown.step, histogram.num, histogram.min) == (epoch, activations.numel(), 0)
+            assert histogram.max == pytest.approx(activations.max().item(), rel=1e-2)
+            assert histogram.sum == pytest.approx(activations.sum().item(), rel=1e-4)
 
 
 # The training loop
 
 
 def train_plainly(config, train, test, epochs):
-    """Train as the scripts say they do, in a loop that shares nothing with them; return the network and its metrics."""
+    """Train as the scripts promise, in a loop that shares nothing with them; return the network and its metrics."""
     torch.manual_seed(config.seed)
-    model, history = NETWORKS[config.script](config), []
+    model = NETWORKS[config.script](config)
     if config.optimizer == "adam":
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+    history = []
     for epoch in range(1, epochs + 1):
-        losses, hits = [], 0
+        losses, correct = [], 0
         order = torch.Generator().manual_seed(1000 * config.seed + epoch)
         for batch in torch.randperm(len(train.images), generator=order).split(config.batch_size):
             logits = model(train.images[batch])
             loss = F.cross_entropy(logits, train.labels[batch])
             losses += [loss.item()] * len(batch)
-            hits += (logits.argmax(1) == train.labels[batch]).sum().item()
+            correct += (logits.argmax(1) == train.labels[batch]).sum().item()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         logits = model(test.images).detach()
-        test_hits = (logits.argmax(1) == test.labels).sum().item()
-        scores = [np.mean(losses), 100 * hits / len(losses), F.cross_entropy(logits, test.labels).item()]
-        history.append([epoch, *scores, 100 * test_hits / len(logits)])
+        test_loss = F.cross_entropy(logits, test.labels).item()
+        test_accuracy = 100 * (logits.argmax(1) == test.labels).double().mean().item()
+        history.append([epoch, np.mean(losses), 100 * correct / len(losses), test_loss, test_accuracy])
     return model, history
 
 
 def permuted(split):
-    """Put the same pixel of each image into each place, in the one order that all experiments use."""
+    """Return a Split whose images have their pixels in the random order that all experiments use."""
     order = torch.randperm(split.images[0].numel(), generator=torch.Generator().manual_seed(0))
     return split._replace(images=split.images.flatten(1)[:, order].view_as(split.images))
 
@@ -251,14 +299,17 @@ def permuted(split):
         (cnn_cifar10, {"dataset": "mnist", "without": "fc1", "optimizer": "sgd", "lr": 0.1, "pixels": "permuted"}),
     ],
 )
-def test_epochs_are_a_plain_loops_bit_for_bit(script, settings, call, pictures, digits, tmp_path, monkeypatch):
+def test_training_equals_a_plain_loop_bit_for_bit(script, settings, call, pictures, digits, tmp_path, monkeypatch):
     config = script.Config(**settings, batch_size=16, seed=3)
     data = small(pictures if config.dataset == "cifar10" else digits, 76, 100)  # the fifth batch is smaller
-    monkeypatch.setattr(utils, "embedded_patterns", lambda _: data[3:])
+    use_as_synthetic(monkeypatch, data)
     flags = ["--data", "synthetic", "--device", "cpu", "--epochs", 2, "--runs-dir", tmp_path]
-    flags += ["--precision", "fp32"] * (script is cnn_cifar10)
+    if script is cnn_cifar10:
+        flags += ["--precision", "fp32"]
     assert call(script, *shlex.split(config.command(*flags))[2:])[0] == 0
-    train, test = map(permuted if config.pixels == "permuted" else nn.Identity(), data[3:])
+    train, test = data.train, data.test
+    if config.pixels == "permuted":
+        train, test = permuted(train), permuted(test)
     model, history = train_plainly(config, train, test, epochs=2)  # on as many threads as the run
     checkpoint = utils.load_tensors(tmp_path / script.__name__ / f"synthetic_{config.name}" / "checkpoint.pt")
     weights = checkpoint["state"]["model"]
@@ -268,33 +319,70 @@ def test_epochs_are_a_plain_loops_bit_for_bit(script, settings, call, pictures, 
         assert list(row.values())[:-1] == pytest.approx(expected, rel=1e-6)
 
 
-@BOTH_SCRIPTS
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("gates", ["input", "constant"])
+@pytest.mark.parametrize("optimizer", [{"lr": 1e-2}, {"optimizer": "sgd", "lr": 0.5, "momentum": 0.9}])
+def test_restricted_gates_stay_blind_and_all_else_is_trained(cell, gates, optimizer, tiny_digits, tmp_path):
+    config = rnn_mnist.Config(cell=cell, gates=gates, hidden_size=8, **optimizer)
+    for epochs in (1, 2):  # the second one is trained after resuming
+        folder = train_here(rnn_mnist, tmp_path, tiny_digits, config, epochs)
+        trained_weights = 0
+        for name, initial in read_snapshot(folder, 0).items():
+            weights = read_snapshot(folder, epochs)[name]
+            is_blind = initial == 0  # only what the gates must not see starts at exactly zero
+            assert (weights[is_blind] == 0).all(), name
+            assert (weights != initial)[~is_blind].all(), name
+            trained_weights += int((~is_blind).sum())
+        assert utils.read_config(folder, CONFIGS)[1].parameters == trained_weights
+
+
+def test_evaluation_counts_all_test_images():
+    """More than fit into one batch of predictions; those after the first 1,000 are classified wrongly."""
+
+    def model(images):
+        brightness = images.flatten(1).float().mean(1) / 255
+        return torch.stack([1 - brightness, brightness], dim=1)
+
+    images = torch.zeros(1500, 4, 4, dtype=torch.uint8)
+    images[1000:] = 255
+    score = utils.evaluate(model, utils.Split(images, torch.zeros(1500, dtype=torch.int64)))
+    assert score.accuracy == pytest.approx(100 * 1000 / 1500)
+    assert score.loss == pytest.approx(np.log(1 + np.e) - 1000 / 1500)  # -log of softmax, whose numerator is e or 1
+
+
+@both_scripts
 def test_seconds_are_those_of_training_alone(script, config, tiny_data, tmp_path, monkeypatch):
-    """The clock stands still but for a second that each step takes, and an hour for what is not training."""
-    now = [0.0]
+    """The clock stands still except for a second that each step takes, and an hour for anything else."""
+    now = 0.0
 
-    def slow(owner, name, seconds):
+    def slow_down(owner, name, seconds):
         function = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args: (now.append(now[-1] + seconds), function(*args))[1])
 
-    monkeypatch.setattr(utils.time, "perf_counter", lambda: now[-1])
-    slow(torch.Tensor, "backward", 1)
-    slow(script, "evaluate", 3600)
-    slow(utils, "save_tensors", 3600)
+        def slow_function(*args):
+            nonlocal now
+            now += seconds
+            return function(*args)
+
+        monkeypatch.setattr(owner, name, slow_function)
+
+    monkeypatch.setattr(utils.time, "perf_counter", lambda: now)
+    slow_down(torch.Tensor, "backward", 1)
+    slow_down(script, "evaluate", 3600)
+    slow_down(utils, "save_tensors", 3600)
     data = small(tiny_data[script], 3 * config.batch_size - 1, 100)
     folder = train_here(script, tmp_path, data, config, epochs=2)
     assert [float(row["seconds"]) for row in read_rows(folder)] == [3, 3]
 
 
-@BOTH_SCRIPTS
-def test_a_step_is_taken_in_train_mode_and_all_else_is_looked_at_in_eval_mode(script, config, tiny_data, tmp_path):
+@both_scripts
+def test_steps_are_taken_in_train_mode_and_the_rest_in_eval_mode(script, config, tiny_data, tmp_path):
     modes = set()  # whether gradients are computed, and whether the network is in train mode
 
-    def look(module, _):
+    def note_mode(module, _):
         if isinstance(module, (nn.Conv2d, nn.RNNBase)) and not torch.jit.is_tracing():
             modes.add((torch.is_grad_enabled(), module.training))
 
-    with nn.modules.module.register_module_forward_pre_hook(look):
+    with nn.modules.module.register_module_forward_pre_hook(note_mode):
         train_here(script, tmp_path, small(tiny_data[script], 64, 100), config, epochs=2)
     assert modes == {(True, True), (False, False)}
 
@@ -303,13 +391,22 @@ def test_a_step_is_taken_in_train_mode_and_all_else_is_looked_at_in_eval_mode(sc
     ("capabilities", "precision"),
     [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_bf16": False}, "fp32"), (None, "fp32")],
 )
-def test_automatic_precision_is_bf16_where_it_is_native_and_the_network_can_use_it(
-    capabilities, precision, monkeypatch
-):
-    functions = {"get_capabilities": lambda: capabilities} if capabilities else {}  # older releases of torch lack it
+def test_automatic_precision_is_bf16_if_native_and_usable(capabilities, precision, monkeypatch):
+    functions = {"get_capabilities": lambda: capabilities} if capabilities else {}  # older versions of torch lack it
     monkeypatch.setattr(torch, "cpu", SimpleNamespace(**functions))
     args = SimpleNamespace(device="cpu", precision="auto", epochs=1, threads=7)
     assert utils.new_conditions(cnn_cifar10.Config(), args, "real").precision == precision
     assert utils.new_conditions(rnn_mnist.Config(), args, "real").precision == "fp32"
     args.precision = "fp32"
     assert utils.new_conditions(cnn_cifar10.Config(), args, "real").precision == "fp32"
+
+
+@pytest.mark.usefixtures("tiny_data")
+@pytest.mark.parametrize(("hidden_size", "threads"), [(64, 1), (65, 3)])
+def test_small_recurrent_networks_use_one_thread(hidden_size, threads, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "available_threads", lambda: 3)
+    flags = ("--hidden-size", hidden_size, "--data", "synthetic", "--epochs", 1, "--runs-dir", tmp_path)
+    assert call(rnn_mnist, *flags)[0] == 0
+    assert torch.get_num_threads() == threads
+    [folder] = (tmp_path / "rnn_mnist").iterdir()
+    assert utils.read_config(folder, CONFIGS)[1].threads == threads

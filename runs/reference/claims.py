@@ -1,0 +1,499 @@
+"""Test the claims of the reference report, and our own, on trained runs.
+
+    python -m runs.reference.claims             test the shipped runs and write runs/reference/claims.md
+    python -m runs.reference.claims FOLDER      test the runs in FOLDER and write FOLDER/claims.md
+
+Each claim is one function. All settings are written out, so that no verdict depends on the scripts' defaults.
+"""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import cnn_cifar10
+import rnn_mnist
+import utils
+import visualize
+from visualize import ALPHA, FAILS, HOLDS, UNDECIDED, UNMEASURED, Comparison, Measurements, SavedRun
+
+import numpy as np
+
+EPOCHS = 10  # accuracies are compared after this epoch
+SHARED = {"optimizer": "adam", "momentum": 0.0, "pixels": "in-place", "seed": 0}
+CNN = cnn_cifar10.Config(dataset="cifar10", without="nothing", lr=1e-4, batch_size=128, **SHARED)
+ROWS = {"rows_before": 0, "rows_after": 0, "keep_bias": None, "gates": "full"}
+RNN = rnn_mnist.Config(cell="rnn", hidden_size=30, lr=1e-3, batch_size=64, **ROWS, **SHARED)
+GRU = replace(RNN, cell="gru")
+LSTM = replace(RNN, cell="lstm")
+CNN_MNIST = replace(CNN, dataset="mnist")
+CNN_TUNED_SGD = replace(CNN, optimizer="sgd", lr=0.02, momentum=0.9)
+RNN_5 = replace(RNN, hidden_size=5)
+BEST_RNN_56 = replace(RNN, lr=1e-4, rows_after=56, keep_bias=10.0)  # the best plain RNN with 56 blank rows
+GRU_56 = replace(GRU, rows_after=56, keep_bias=2.0)
+LSTM_56 = replace(LSTM, rows_after=56, keep_bias=2.0)
+SAME_WEIGHTS = ((GRU, 55), (LSTM, 64))  # units that give an RNN, or constant gates, as many weights
+NOT_IN_START = {"optimizer", "lr", "momentum", "pixels", "gates"}  # settings that do not affect the initial weights
+
+# Measuring and testing; runs is always a dict from a Config to its SavedRuns -----------------------------------------
+
+
+def measure(runs, config, label, function, *arguments):
+    """Return the Measurements of function(run, *arguments), without the runs for which it is None."""
+    values = {run.config.seed: function(run, *arguments) for run in runs.get(config, [])}
+    return Measurements(label, {seed: value for seed, value in values.items() if value is not None})
+
+
+def accuracy(runs, config, label="", epoch=EPOCHS):
+    """Return the Measurements of the test accuracy in percent after an epoch."""
+    return measure(runs, config, label or config.caption, SavedRun.test_accuracy, epoch)
+
+
+def table_median(run, table, column, where):
+    """Return the median of a column in the rows of a table that hold the values in where, a dict."""
+    rows = visualize.read_table(run, table) if run.epoch == EPOCHS else []
+    values = [float(row[column]) for row in rows if where.items() <= row.items()]
+    return float(np.median(values)) if values else None
+
+
+def rise_of_update_gate(run, layer, epoch):
+    """Return a GRU's mean update gate in the blank rows minus that in rows 8 to 20, in points; None if at chance."""
+    has_learned = run.epoch == epoch and run.test_accuracy(epoch) > visualize.CHANCE_LEVEL
+    rows = visualize.read_table(run, "gates") if has_learned else []
+    means = [100 * float(row["mean"]) for row in rows if row["gate"] == "update" and row["layer"] == str(layer)]
+    return float(np.mean(means[28:]) - np.mean(means[7:20])) if means else None
+
+
+def log_gradient(run, row, is_share=False):
+    """Return log10 of the loss gradient's norm at a row before training; is_share: relative to the last row's."""
+    norms = visualize.gradients_of(run).get(0)
+    return None if norms is None else math.log10(norms[row] / (norms[-1] if is_share else 1))
+
+
+def compare(first, second, paired=False, above=0, below=math.inf, unit="%"):
+    """Test whether the difference of the means, first minus second, lies between above and below."""
+    test = visualize.compare_paired if paired else visualize.compare
+    lower, upper = test(first, second, above, unit), test(second, first, -below, unit)
+    label = f"{first.summary(unit)} against {second.summary(unit)}{', paired' if paired else ''}"
+    if (above, below) != (0, math.inf):
+        label += f"; claimed: {above:g} to {below:g}".replace("inf", "∞")
+    if lower.verdict == UNMEASURED:
+        return replace(lower, label=label)
+    verdicts = (lower.verdict, upper.verdict)
+    verdict = FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
+    agreeing = lower.agreeing + upper.agreeing - lower.total
+    return replace(lower, label=label, verdict=verdict, agreeing=agreeing, p=max(lower.p, upper.p))
+
+
+def compare_accuracy(runs, first, second, above=0, below=math.inf):
+    """Test the accuracies of two settings; runs of one seed are pairs if weights and order of images start the same."""
+    same_script = first.script == second.script
+    shared = {name: getattr(second, name) for name in NOT_IN_START if same_script and hasattr(second, name)}
+    paired = replace(first, **shared) == second
+    same_network = first.network == second.network
+    second_label = visualize.label_configs([first, second])[0][1] if same_network else second.caption
+    return compare(accuracy(runs, first), accuracy(runs, second, second_label), paired, above, below)
+
+
+def compare_to_number(measurements, number, above=0, below=math.inf):
+    """Test by sign flips whether the mean of Measurements minus a number lies between above and below."""
+    result = compare(measurements, Measurements("", dict.fromkeys(measurements.values, number)), True, above, below)
+    claimed = f"{'above' if below == math.inf else 'below'} {number} %"
+    return replace(result, label=f"{measurements.summary()}, claimed: {claimed}")
+
+
+def count_rises(runs, configs, label, earliest, latest, last=EPOCHS):
+    """Sign test over runs of at least last epochs: do most exceed chance first from epoch earliest to latest?"""
+    counted = [run for config in configs for run in runs.get(config, []) if run.epoch >= last]
+    epochs = [visualize.first_epoch_above_chance(run, last) for run in counted]
+    total, count = len(epochs), sum(earliest <= epoch <= latest for epoch in epochs)
+    if not total:
+        return Comparison(label, UNMEASURED)
+    p = sum(math.comb(total, more) for more in range(count, total + 1)) / 2**total
+    opposite_p = sum(math.comb(total, fewer) for fewer in range(count + 1)) / 2**total
+    verdict = HOLDS if p <= ALPHA else FAILS if opposite_p <= ALPHA else UNDECIDED
+    label += f" (first epoch: {', '.join(f'{epoch:g}' for epoch in epochs)})".replace("inf", "never")
+    return Comparison(label, verdict, agreeing=count, total=total, p=min(p, opposite_p))
+
+
+def benjamini_hochberg(p_values):
+    """Return how many p-values stay significant if the false discovery rate is at most ALPHA (1995)."""
+    ordered = np.sort(p_values)
+    passing = np.flatnonzero(ordered <= ALPHA * np.arange(1, len(ordered) + 1) / len(ordered))
+    return int(passing[-1]) + 1 if len(passing) else 0
+
+
+# The claims ----------------------------------------------------------------------------------------------------------
+
+REPORT = "the report's"
+BEYOND = "beyond the report"
+AFTER = "asked after seeing the runs"
+BIAS = "prediction about B"
+GATES = "prediction about gates"
+CLAIMS = {}  # by number: the kind, the sentence, and a function of the runs that yields a Comparison for each part
+
+
+def claim(number, kind, sentence):
+    """Register the function that tests a claim, its main part first. Raises ValueError if the number is taken."""
+
+    def register(test):
+        visualize.register(CLAIMS, number, (kind, sentence, test))
+        return test
+
+    return register
+
+
+@claim("1", REPORT, "Adam beats SGD on both tasks, at the report's learning rates.")
+def adam_beats_sgd(runs):
+    for config in (CNN, RNN_5):
+        yield compare_accuracy(runs, config, replace(config, optimizer="sgd"))
+
+
+@claim("2", REPORT, "For the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar (within 1 point).")
+def best_rate_of_cnn(runs):
+    yield compare_accuracy(runs, CNN, replace(CNN, lr=1e-3))
+    yield compare_accuracy(runs, CNN, replace(CNN, lr=1e-3), above=-1, below=1)
+
+
+@claim("3", REPORT, "For the RNN with 5 units 1e-3 is the best learning rate of 1e-1, 1e-3, 1e-4 and 1e-5.")
+def best_rate_of_rnn(runs):
+    for lr in (1e-1, 1e-4, 1e-5):
+        yield compare_accuracy(runs, RNN_5, replace(RNN_5, lr=lr))
+
+
+@claim("4a", REPORT, "More hidden units give a higher accuracy, with every cell.")
+def more_units(runs):
+    for config, more, fewer in ((RNN, 10, 5), (RNN, 20, 10), (RNN, 30, 20), (GRU, 30, 20), (LSTM, 30, 20)):
+        yield compare_accuracy(runs, replace(config, hidden_size=more), replace(config, hidden_size=fewer))
+
+
+@claim("4b", REPORT, "LSTMs with 20 and with 30 units are nearly identical (within 0.5 points).")
+def sizes_of_lstm(runs):
+    yield compare_accuracy(runs, LSTM, replace(LSTM, hidden_size=20), above=-0.5, below=0.5)
+
+
+@claim("5", REPORT, "More epochs give a higher accuracy: ten give more than one and than five.")
+def more_epochs(runs):
+    settings = [CNN, replace(CNN, optimizer="sgd"), replace(CNN, lr=1e-3), CNN_MNIST, replace(RNN_5, optimizer="sgd")]
+    settings += [replace(RNN_5, lr=lr) for lr in (1e-1, 1e-3, 1e-4, 1e-5)]
+    sizes = ((RNN, 10), (RNN, 20), (RNN, 30), (GRU, 20), (GRU, 30), (LSTM, 20), (LSTM, 30))
+    settings += [replace(config, hidden_size=size) for config, size in sizes]
+    for config in settings:
+        late = accuracy(runs, config, f"{config.caption}, epoch {EPOCHS}")
+        for epoch in (1, 5):
+            yield compare(late, accuracy(runs, config, f"epoch {epoch}", epoch), paired=True)
+
+
+@claim("6", REPORT, "GRU and LSTM beat plain RNNs with the same number of units and of weights.")
+def gated_cells_win(runs):
+    for config, same_weights in SAME_WEIGHTS:
+        for size, plain_size in ((20, 20), (30, 30), (30, same_weights)):
+            yield compare_accuracy(runs, replace(config, hidden_size=size), replace(RNN, hidden_size=plain_size))
+
+
+@claim("8", REPORT, "On MNIST the CNN beats RNN, GRU and LSTM, and the GRU comes within 0.5 points of it.")
+def cnn_beats_cells(runs):
+    for config in (RNN, GRU, LSTM):
+        yield compare_accuracy(runs, CNN_MNIST, config)
+    yield compare_accuracy(runs, GRU, CNN_MNIST, above=-0.5, below=0.5)
+
+
+@claim("9", REPORT, "Training makes the CNN's first kernels resemble Gabor functions (R² rises by over 0.1).")
+def kernels_resemble_gabor_functions(runs):
+    for config in (CNN, replace(CNN, lr=1e-3), CNN_TUNED_SGD):
+        label = f"median R² of Gabor fits, {config.caption}, trained"
+        trained = measure(runs, config, label, table_median, "gabor", "r2", {"kernels": "trained"})
+        untrained = measure(runs, config, "untrained", table_median, "gabor", "r2", {"kernels": "untrained"})
+        yield compare(trained, untrained, paired=True, above=0.1, unit="")
+
+
+@claim("10a", REPORT, "Before training the gradient reaches further back in gated cells than in the plain RNN.")
+def gradients_reach_further(runs):
+    for config in (GRU, LSTM):
+        label = f"share of the gradient at the first row (log10): {config.network}"
+        gated = measure(runs, config, label, log_gradient, 0, True)
+        yield compare(gated, measure(runs, RNN, "RNN", log_gradient, 0, True), unit="decades")
+
+
+@claim("10b", REPORT, "Gated cells remember for longer: they beat the plain RNN with 28 and 56 blank rows.")
+def gated_cells_remember(runs):
+    for rows in (28, 56):
+        for config in (GRU, LSTM):
+            yield compare_accuracy(runs, replace(config, rows_after=rows), replace(RNN, rows_after=rows))
+
+
+@claim(
+    "1b", BEYOND, "SGD with a rate tuned on test accuracy beats Adam at the report's rates and, for the CNN, at 1e-3."
+)
+def tuned_sgd_beats_adam(runs):
+    yield compare_accuracy(runs, CNN_TUNED_SGD, CNN)
+    yield compare_accuracy(runs, CNN_TUNED_SGD, replace(CNN, lr=1e-3))
+    yield compare_accuracy(runs, replace(RNN, optimizer="sgd", lr=0.01), RNN)
+
+
+@claim("11", BEYOND, "B decides whether an LSTM learns with blank rows; without them it changes less than 1 point.")
+def initial_bias_decides(runs):
+    yield compare_accuracy(runs, replace(LSTM, rows_after=28, keep_bias=1.0), replace(LSTM, rows_after=28))
+    yield compare_accuracy(runs, LSTM_56, replace(LSTM_56, keep_bias=1.0))
+    for bias, other in ((1.0, None), (2.0, None), (2.0, 1.0)):
+        yield compare_accuracy(runs, replace(LSTM, keep_bias=bias), replace(LSTM, keep_bias=other), above=-1, below=1)
+
+
+@claim("12", BEYOND, "The CNN loses more without fc1 (98.5 % of its weights) than without conv1 or conv2.")
+def fc1_matters_most(runs):
+    for lr in (1e-4, 1e-3):
+        for layer in ("conv1", "conv2"):
+            yield compare_accuracy(runs, replace(CNN, lr=lr, without=layer), replace(CNN, lr=lr, without="fc1"))
+
+
+@claim(
+    "13", BEYOND, "A linear classifier is more accurate on each later layer, and on trained than on untrained layers."
+)
+def layers_become_readable(runs):
+    def probe(layer, network="trained"):
+        where = {"layer": layer, "network": network}
+        return measure(runs, CNN, f"{layer} ({network} network)", table_median, "layers", "accuracy", where)
+
+    for later, earlier in (("pool1", "pixels"), ("pool2", "pool1"), ("fc1", "pool2")):
+        yield compare(probe(later), probe(earlier), paired=True)
+    for layer in ("pool1", "pool2", "fc1"):
+        yield compare(probe(layer), probe(layer, "untrained"), paired=True)
+
+
+@claim("16", BEYOND, "With blank rows and PyTorch's initialisation, most runs exceed chance within 30 epochs.")
+def most_runs_rise_above_chance(runs):
+    for config, rows in ((GRU, 56), (LSTM, 28), (LSTM, 56), (RNN, 28), (RNN, 56)):
+        rates = (1e-4, 1e-3, 3e-3) if config is RNN else (1e-3, 3e-3, 1e-2)
+        label = f"{config.network}, {rows} blank rows, learning rates {rates}: above chance within 30 epochs"
+        yield count_rises(runs, [replace(config, lr=lr, rows_after=rows) for lr in rates], label, 1, 30, last=30)
+
+
+@claim("17", BEYOND, "Without blank rows the GRU stays ahead after 50 epochs, and ahead of RNNs with other rates or B.")
+def gru_stays_ahead(runs):
+    yield compare(accuracy(runs, GRU, f"{GRU.caption}, epoch 50", 50), accuracy(runs, RNN, "RNN", 50))
+    for lr, bias in ((3e-4, None), (3e-3, None), (1e-3, 3.0), (1e-3, 10.0)):
+        yield compare_accuracy(runs, GRU, replace(RNN, lr=lr, keep_bias=bias))
+
+
+@claim("18a", BEYOND, "Permuting the pixels costs every network accuracy on MNIST, and the CNN stays ahead.")
+def permuting_costs_accuracy(runs):
+    for config in (CNN_MNIST, RNN, GRU, LSTM):
+        yield compare_accuracy(runs, config, replace(config, pixels="permuted"))
+    for config in (RNN, GRU, LSTM):
+        yield compare_accuracy(runs, replace(CNN_MNIST, pixels="permuted"), replace(config, pixels="permuted"))
+
+
+@claim("18b", AFTER, "Permuting the pixels costs the GRU and the LSTM more than the plain RNN.")
+def permuting_costs_gated_cells_more(runs):
+    losses = []
+    for config in (RNN, GRU, LSTM):
+        before, after = accuracy(runs, config).values, accuracy(runs, replace(config, pixels="permuted")).values
+        lost = {seed: before[seed] - after[seed] for seed in before if seed in after}
+        losses.append(Measurements(f"{config.network} loses", lost))
+    for loss in losses[1:]:
+        yield compare(loss, losses[0], unit="points")
+
+
+@claim("19", AFTER, "A larger gradient is not enough: RNNs with B = 10 have one, yet GRUs with B = 1 win.")
+def gradient_is_not_enough(runs):
+    gru = replace(GRU_56, keep_bias=1.0)
+    label = f"gradient at the digit (log10): {BEST_RNN_56.caption}"
+    plain = measure(runs, BEST_RNN_56, label, log_gradient, 27)
+    yield compare(plain, measure(runs, gru, gru.caption, log_gradient, 27), unit="decades")
+    yield compare_accuracy(runs, gru, BEST_RNN_56)
+
+
+@claim("20", AFTER, "With 56 blank rows RNNs (B = 10) forget the digit; GRUs and LSTMs (B = 2) do not.")
+def plain_rnns_forget(runs):
+    comparisons = [(BEST_RNN_56, 14, 28), (BEST_RNN_56, 28, 84), (GRU_56, 28, 14), (GRU_56, 84, 28)]
+    for config, better, worse in [*comparisons, (LSTM_56, 28, 14), (LSTM_56, 84, 28)]:
+        label = f"digits recognised from the state, {config.caption}, after row {better}"
+        first = measure(runs, config, label, table_median, "reading", "known", {"rows": str(better)})
+        second = measure(runs, config, f"row {worse}", table_median, "reading", "known", {"rows": str(worse)})
+        yield compare(first, second, paired=True)
+
+
+@claim("15a", BIAS, "A GRU with B = 2 ends above 97 % with 56 blank rows and is above chance after one epoch.")
+def gru_with_2_learns(runs):
+    yield compare_to_number(accuracy(runs, GRU_56), 97)
+    yield count_rises(runs, [GRU_56], f"{GRU_56.caption}: above chance after the first epoch", 1, 1)
+
+
+@claim("15b", BIAS, "A GRU with B = 1 also ends above 97 % with 56 blank rows.")
+def gru_with_1_learns(runs):
+    yield compare_to_number(accuracy(runs, replace(GRU_56, keep_bias=1.0)), 97)
+
+
+@claim("15c", BIAS, "A plain RNN with B = 3 is above chance by epoch 2 and ends above 85 % with 56 blank rows.")
+def plain_rnn_with_3_learns(runs):
+    for lr in (1e-3, 1e-4):
+        config = replace(RNN, lr=lr, rows_after=56, keep_bias=3.0)
+        yield count_rises(runs, [config], f"{config.caption}: above chance by epoch 2", 1, 2)
+        yield compare_to_number(accuracy(runs, config), 85)
+
+
+@claim("15d", BIAS, "With 28 blank rows an LSTM with B = 0.5 stays at chance; with 56, B = 1.5 learns, but late.")
+def lstm_needs_more(runs):
+    stuck, late = replace(LSTM, rows_after=28, keep_bias=0.5), replace(LSTM_56, keep_bias=1.5)
+    yield count_rises(runs, [stuck], f"{stuck.caption}: above chance in no epoch", math.inf, math.inf)
+    yield compare_to_number(accuracy(runs, late), 97)
+    yield count_rises(runs, [late], f"{late.caption}: above chance after the first epoch", 2, EPOCHS)
+
+
+@claim("P1", GATES, "On ordinary MNIST cells with constant gates lose most of their lead, even with as many weights.")
+def constant_gates_lose_the_lead(runs):
+    for config, same_weights in SAME_WEIGHTS:
+        constant = replace(config, gates="constant")
+        yield compare_accuracy(runs, config, constant, above=1.5)
+        yield compare_accuracy(runs, constant, RNN, above=-math.inf, below=2.5)
+        yield compare_accuracy(runs, config, replace(constant, hidden_size=same_weights))
+
+
+@claim("P2", GATES, "On ordinary MNIST, cells with input-only gates finish less than 1 point below full gates.")
+def input_gates_lose_little(runs):
+    for config in (GRU, LSTM):
+        yield compare_accuracy(runs, config, replace(config, gates="input"), above=-math.inf, below=1)
+
+
+@claim("P3", GATES, "With 56 blank rows, constant gates finish above the best plain RNN and below 92 %.")
+def constant_gates_between(runs):
+    for config in (GRU_56, LSTM_56):
+        constant = best_constant_gates(runs, config)
+        yield compare_accuracy(runs, constant, BEST_RNN_56)
+        yield compare_to_number(accuracy(runs, constant), 92, above=-math.inf, below=0)
+
+
+def best_constant_gates(runs, config):
+    """Return the setting with constant gates and B = 2 or B = 4, whichever has the higher mean accuracy."""
+    smaller, larger = (replace(config, gates="constant", keep_bias=bias) for bias in (2.0, 4.0))
+    result = compare_accuracy(runs, larger, smaller)
+    return larger if result.difference is not None and result.difference > 0 else smaller
+
+
+@claim("P4", GATES, "With 56 blank rows, input-only gates finish above 93 % and below full gates.")
+def input_gates_between(runs):
+    for config in (GRU_56, LSTM_56):
+        restricted = replace(config, gates="input")
+        yield compare_to_number(accuracy(runs, restricted), 93)
+        yield compare_accuracy(runs, config, restricted)
+
+
+@claim("P5", GATES, "A GRU's update gates keep more in the 56 blank rows than in rows 8 to 20 of the digit.")
+def update_gates_keep_more(runs):
+    for config, epoch in ((GRU_56, EPOCHS), (replace(GRU, lr=3e-3, rows_after=56), 30)):
+        for layer in (1, 2):
+            label = f"update gate of layer {layer}, blank rows minus rows 8 to 20, {config.caption}, epoch {epoch}"
+            yield compare_to_number(measure(runs, config, label, rise_of_update_gate, layer, epoch), 0)
+
+
+# claims.md -----------------------------------------------------------------------------------------------------------
+
+INTRO = """# The claims
+
+The claims of the reference report, our further questions, and the predictions we made before training, tested on the
+runs in this folder by `python -m runs.reference.claims`. The table shows a claim's first part; all parts follow."""
+RULES = f"""## How to read this
+
+- Accuracies are test accuracies after epoch {EPOCHS} on the real data: mean (lowest to highest, number of seeds).
+- B is the value of `--keep-bias`, the initial bias of the gate that keeps the state: at first each step keeps
+  sigmoid(B) of it. Blank rows follow the digit. Above chance means more than {visualize.CHANCE_LEVEL} %.
+- A permutation test compares two means. If runs of one seed start with the same weights and see the images in the same
+  order, they are paired, and the signs of their differences are flipped. Otherwise all values are shuffled. Beyond
+  {visualize.MAX_PERMUTATIONS:,} permutations, this many random ones are drawn.
+- The 90 % interval contains the differences that no one-sided test rejects at 5 %. A part holds if the whole interval
+  is in the claimed range (above 0, unless given), does not hold if it is outside, and otherwise is undecided.
+- p is that of the claimed sentence or of its opposite, whichever is smaller. "Seen in" counts the seeds, or the runs,
+  for which the sentence is true. A sign test decides what most runs do; it needs at least five runs.
+- The seeds vary the initial weights and the order of the images. They do not show the effect of other images.
+- The {{tested}} tested parts share runs. {{decided}} are decided; {{kept}} remain significant at a false discovery rate
+  of 5 % (Benjamini and Hochberg, 1995; p is doubled, because each part is tested in both directions)."""
+
+
+def verdict_in_words(verdicts):
+    """Return the verdict on a claim from the verdicts on its parts, such as '1 of 4 parts holds, 1 undecided'."""
+    total, holding = len(verdicts), verdicts.count(HOLDS)
+    if len(set(verdicts)) == 1:
+        return verdicts[0] + (f" (all {total} parts)" if total > 1 else "")
+    words = [f"{holding} of {total} parts {'holds' if holding == 1 else 'hold'}"]
+    words += [f"{verdicts.count(verdict)} {verdict}" for verdict in (UNDECIDED, UNMEASURED) if verdict in verdicts]
+    return ", ".join(words)
+
+
+def result_in_words(part):
+    """Return the difference of a part with its interval, or in how many runs it is seen."""
+    if part.difference is None:
+        return part.verdict if part.total is None else f"{part.agreeing} of {part.total} runs"
+    return f"{part.difference_text} ({part.interval_text or 'too few seeds for an interval'})"
+
+
+def pooled_precisions(runs):
+    """Return the settings whose runs differ in precision, as text."""
+    lines = ["## Settings that pool runs of different precision", ""]
+    for config, group in runs.items():
+        counts = Counter(run.conditions.precision for run in group)
+        if len(counts) > 1:
+            lines.append(f"- {config.caption}: {' and '.join(f'{counts[name]} in {name}' for name in sorted(counts))}")
+    return "\n".join(lines)
+
+
+def ladder(runs):
+    """Return the accuracies from the plain RNN to full gates, and by how much each row is above the one before."""
+    names = ("plain RNN", "constant gates", "gates that see only the input", "full gates")
+    text = ["## The ladder of gates", "With 56 blank rows, constant gates have B = 2 or 4, whichever is better."]
+    for task, plain, gated in (("ordinary MNIST", RNN, (GRU, LSTM)), ("56 blank rows", BEST_RNN_56, (GRU_56, LSTM_56))):
+        rows = [[name] for name in names]
+        for full in gated:
+            constant = replace(full, gates="constant") if plain is RNN else best_constant_gates(runs, full)
+            rungs = (plain, constant, replace(full, gates="input"), full)
+            for row, rung, rung_before in zip(rows, rungs, (None, *rungs), strict=False):
+                label = rung.network if rung.keep_bias is None else f"{rung.network}, B = {rung.keep_bias:g}:"
+                lead = result_in_words(compare_accuracy(runs, rung, rung_before)) if rung_before else ""
+                row += [accuracy(runs, rung, label).summary(), lead]
+        text.append(utils.markdown_table((task, "GRU", "above the row before", "LSTM", "above the row before"), rows))
+    return "\n\n".join(text)
+
+
+def format_claims(runs):
+    """Return the text of claims.md. Raises InputError if these runs test no claim."""
+    overview, sections, untested, tested = [], [], [], []
+    for number, (kind, sentence, test) in CLAIMS.items():
+        parts = list(test(runs))
+        measured = [part for part in parts if part.verdict != UNMEASURED]
+        if not measured:
+            untested.append(number)
+            continue
+        tested += measured
+        verdict = verdict_in_words([part.verdict for part in parts])
+        overview.append((number, sentence, kind, verdict, result_in_words(measured[0])))
+        rows = []
+        for part in parts:
+            seen_in = "" if part.total is None else f"{part.agreeing} of {part.total}"
+            p = "" if part.p is None else "< 0.0001" if part.p < 1e-4 else f"{part.p:.4f}"
+            rows.append((part.label, part.difference_text, part.interval_text, seen_in, p, part.verdict))
+        columns = ("part", "difference", "90 % interval", "seen in", "p", "verdict")
+        sections.append(f"## {number}. {sentence}\n\n{utils.markdown_table(columns, rows)}")
+    if not tested:
+        raise utils.InputError("no claim can be tested with these runs; see runs/reference/claims.md")
+    kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
+    decided = sum(part.verdict != UNDECIDED for part in tested)
+    rules = RULES.format(tested=len(tested), decided=decided, kept=kept)
+    columns = ("", "claim", "kind", "verdict", "main difference (90 % interval)")
+    missing = f"Not tested, because runs are missing: {', '.join(untested)}." if untested else "All claims are tested."
+    text = [INTRO, utils.markdown_table(columns, overview), missing, rules]
+    return "\n\n".join([*text, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
+
+
+def main():
+    parser = utils.Parser(__doc__)
+    parser.add_argument("folder", nargs="?", type=utils.parse_folder, default=Path(__file__).parent, metavar="FOLDER")
+    parser.add_argument("--data-dir", type=utils.parse_folder, default="data", help="directory of the data sets")
+    args = parser.parse_args()
+    real_runs = [run for run in visualize.find_runs(args.folder, args.data_dir) if not run.source_suffix]
+    groups = visualize.group_runs(real_runs) if real_runs else []
+    text = format_claims({group.config: group.runs for group in groups})
+    utils.write_atomically(args.folder / "claims.md", text.encode())
+    utils.print_line(args.folder / "claims.md")
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
