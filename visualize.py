@@ -111,7 +111,7 @@ class SavedRun:
         checkpoint = utils.read_checkpoint(self.folder)
         if checkpoint is None:
             reason = "holds no checkpoint.pt (the networks of runs/reference are not shipped)"
-            advice = f"train the run with {self.command} and name its folder"
+            advice = f"train the run with {self.command} and pass its folder"
             raise InputError(f"{self.folder} {reason}; {advice}")
         model = self.untrained_model()
         utils.load_state(self.folder / "checkpoint.pt", checkpoint["state"], {"model": model})
@@ -585,7 +585,7 @@ def activations_title(statistics):
     """Return the title of activations, from the activation_statistics."""
     shares = [f"{values['zeros'].mean():.0f} % of {layer}'s" for layer, values in statistics.items()]
     zeros = np.concatenate([values["zeros"] for values in statistics.values()])
-    silent = f"{(zeros == 100).sum()} of {len(zeros)} feature maps never fire"
+    silent = f"{(zeros == 100).sum()} of {len(zeros)} feature maps are always zero"
     return f"ReLU sets {' and '.join(shares)} activations to zero; {silent}"
 
 
@@ -1570,7 +1570,7 @@ def measure_reading(run):
 def reading_title(read, steps, known, answered):
     """Return the title of reading. known, answered: accuracies in percent after `read` of `steps` rows."""
     classifier = f"a linear classifier on the state recognises {known:.0f} % of the images"
-    return f"After {read} of {steps} rows, {classifier}, the network {answered:.0f} %"
+    return f"After {read} of {steps} rows, {classifier} and the network {answered:.0f} %"
 
 
 @figure(fits=is_recurrent)
@@ -1843,7 +1843,7 @@ def group_runs(runs):
     shorter = [str(run.folder) for run in experiments.values() if run.epoch < epoch]
     compared = [run for run in experiments.values() if run.epoch >= epoch]
     compared.sort(key=lambda run: setting_order(run.config))
-    print_line(f"comparing {len(compared)} run(s) after epoch {epoch}")
+    print_line(f"runs compared after epoch {epoch}: {len(compared)}")
     if shorter:
         print_line(f"skipping runs that have not reached epoch {epoch}: {', '.join(shorter)}")
     return [Group(same, same[0].config.without_seed, epoch) for same in utils.group_by_setting(compared)]
@@ -2006,7 +2006,7 @@ def draw_panels(name, panels, draw, title, columns=3, sharey=False):
         prefix = "synthetic_" if folder.name.startswith("synthetic_") else ""
         example = folder.with_name(prefix + folder.name.removeprefix(prefix).partition("_")[0] + "*")
         needed = f"{len(all_groups)} settings need more than {MAX_PANELS} panels"
-        print_line(f"{name}: {needed}; name fewer runs, e.g. {example}")
+        print_line(f"{name}: {needed}; pass fewer runs, such as {example}")
     if not 0 < len(panels) <= MAX_PANELS:
         return None
 
@@ -2205,7 +2205,9 @@ def draw_memory(axes, groups, all_groups):
     if any(group.config.rows_before for group in groups):
         axes.plot([], [], "o", color="0.4", markerfacecolor="none", label="one seed, blank rows before the digit")
     if groups[0].config.dataset == "mnist" and not groups[0].source_suffix:
-        axes.axhline(MAJORITY_ACCURACY, color="black", linewidth=0.8, linestyle=":", label='always answers "1"')
+        axes.axhline(
+            MAJORITY_ACCURACY, color="black", linewidth=0.8, linestyle=":", label='accuracy of always answering "1"'
+        )
     axes.set_xticks(all_rows)
     axes.set(xlabel="blank rows", ylabel="test accuracy in %", ylim=(0, 102))
 
@@ -2556,7 +2558,7 @@ def open_run(folder, data_dir):
     if run.epoch == 0:
         raise InputError(f"{folder} has not finished an epoch; train it with {run.command}")
     if folder.name not in (run.config.name, f"synthetic_{run.config.name}"):
-        print_line(f"{folder}: config.json says {run.config.name}")
+        print_line(f"{folder}: the folder's name differs from its config.json: {run.config.name}")
     return run
 
 

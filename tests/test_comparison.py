@@ -107,7 +107,7 @@ def test_runs_are_compared_after_the_epoch_that_most_reached(call, tmp_path, epo
     mean = np.mean(compared) * GROWTH[expected - 1]
     assert results_in(tmp_path) == [(f"{len(compared)}", f"{mean:.2f}")]
     assert [group.reported for group in groups_in(tmp_path)] == [94.17 if expected == 10 else None]
-    assert f"comparing {len(compared)} run(s) after epoch {expected}" in lines
+    assert f"runs compared after epoch {expected}: {len(compared)}" in lines
     named = [line.partition(": ") for line in lines if "have not reached" in line]
     paths = ", ".join(str(runs[seed]) for seed in shorter)
     assert named == [(f"skipping runs that have not reached epoch {expected}", ": ", paths)] * bool(shorter)
@@ -150,7 +150,7 @@ def test_a_folder_named_reference_is_skipped_unless_it_is_named(call, tmp_path):
     renamed = invent_run(tmp_path, LSTM(), 90, name=LSTM(lr=0.01).name)
     lines = compare_results(call, tmp_path)
     assert f"skipping {tmp_path / 'reference'}: name it to compare its runs" in lines
-    assert f"{renamed}: config.json says {LSTM().name}" in lines
+    assert f"{renamed}: the folder's name differs from its config.json: {LSTM().name}" in lines
     assert results_in(tmp_path) == [("1", "90.00")]
     compare_results(call, tmp_path / "reference")
     assert results_in(tmp_path / "reference") == [("1", "80.00")]
@@ -162,7 +162,7 @@ def test_links_to_folders_are_followed_and_loops_end(call, tmp_path):
     (tmp_path / "runs").mkdir()
     for name, target in (("first", "disk"), ("second", "disk"), ("loop", "runs")):
         (tmp_path / "runs" / name).symlink_to(tmp_path / target)
-    assert compare_results(call, tmp_path / "runs")[0] == "comparing 1 run(s) after epoch 10"
+    assert compare_results(call, tmp_path / "runs")[0] == "runs compared after epoch 10: 1"
     assert results_in(tmp_path / "runs") == [("1", "98.00")]
     assert len(visualize.find_runs(tmp_path / "runs", tmp_path)) == 1
 
@@ -171,7 +171,7 @@ def test_a_run_that_is_named_twice_counts_once(call, tmp_path):
     path = invent_run(tmp_path, GRU(), 98)
     compare(call, path, path.parent / ".." / path.parent.name / path.name, "--figures", "curves")
     assert (path / "figures" / "curves.png").exists()
-    assert compare_results(call, tmp_path, path)[0] == "comparing 1 run(s) after epoch 10"
+    assert compare_results(call, tmp_path, path)[0] == "runs compared after epoch 10: 1"
 
 
 def test_among_named_folders_one_without_a_run_is_skipped(call, tmp_path):
@@ -404,7 +404,7 @@ def test_if_panels_are_too_many_the_output_says_what_to_name(call, tmp_path, sou
     lines = compare(call, tmp_path)
     assert not (tmp_path / "comparison" / "curves.png").exists()
     (line,) = [line for line in lines if line.startswith("curves: ")]
-    words, _, example = line.partition("; name fewer runs, e.g. ")
+    words, _, example = line.partition("; pass fewer runs, such as ")
     assert words == "curves: 25 settings need more than 24 panels"
     compare_results(call, *shlex.split(example))
     assert len(results_in(tmp_path)) == 11

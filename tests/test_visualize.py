@@ -163,7 +163,7 @@ class MadeUp:
         conv2 = [np.array(values) for values in ([1, 2], [0.7, 0, 0.9], [0.1, 0, 0.4], [50, 100, 75])]
         statistics = {"conv1": dict(zip(names, conv1, strict=True)), "conv2": dict(zip(names, conv2, strict=True))}
         self.replace(activation_statistics=statistics)
-        title = "ReLU sets 40 % of conv1's and 75 % of conv2's activations to zero; 1 of 5 feature maps never fire"
+        title = "ReLU sets 40 % of conv1's and 75 % of conv2's activations to zero; 1 of 5 feature maps are always zero"
         axes = {
             0: {"title": "conv1: images", "legend": {"mean 0.300": BLACK, "mean ± standard deviation 0.100": AFTER}},
             1: {"bars": [0.5, 0.1], "bands": [(AFTER, 0.1, 0.7)], "xlabel": "feature maps, ranked by mean"},
@@ -315,7 +315,7 @@ class MadeUp:
 
         self.replace(probabilities_by_row=probabilities_by_row, probe_states=probe_states)
         self.replace(first_correct_of_each_class=torch.tensor([2, 0, 1]))
-        title = "After 2 of 4 rows, a linear classifier on the state recognises 22 % of the images, the network 33 %"
+        title = "After 2 of 4 rows, a linear classifier on the state recognises 22 % of the images and the network 33 %"
         known, answered = (ACCENT, [11, 22, 23, 44]), (AFTER, [0, 33.333, 66.667, 100])
         lines = {"linear classifier on the state": known, "the network's own answer": answered}
         labels = {"xlabel": "rows read", "ylabel": "accuracy in % over\n3 test images"}
@@ -496,7 +496,7 @@ def test_what_a_run_lacks_is_refused_before_anything_is_drawn(call, tmp_path, co
     outcome = call(visualize, tmp_path, "--figures", "curves", missing)
     assert_refused(outcome, f"{tmp_path} has no figure {missing}; it has {', '.join(names)}\n")
     assert_refused(call(visualize, tmp_path, "--figures", "curves", "heatmap"), "invalid choice: 'heatmap'")
-    assert_refused(call(visualize, tmp_path), f"train the run with {config.command()} and name its folder\n")
+    assert_refused(call(visualize, tmp_path), f"train the run with {config.command()} and pass its folder\n")
     assert read_files(tmp_path) == files
     assert call(visualize, tmp_path, "--figures", "curves")[0] == 0
     assert matplotlib.image.imread(tmp_path / "figures" / "curves.png").any()
