@@ -520,14 +520,17 @@ def load_tensors(path, keys=frozenset(), with_tensors=True):
     if not path.exists():
         raise InputError(f"{path} is missing")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load checks neither checksums nor sizes
+        source = io.BytesIO(path.read_bytes()) if with_tensors else path  # what is checked is what is loaded
+        with zipfile.ZipFile(source) as archive:  # torch.load checks neither checksums nor sizes
             entries = archive.infolist()
             is_sound = all(entry.file_size == entry.compress_size and entry.external_attr == 0 for entry in entries)
             for entry in entries:
                 if with_tensors or entry.filename.endswith("data.pkl"):
                     archive.read(entry)  # raises if the checksum is wrong
         if is_sound:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_tensors)
+            if with_tensors:
+                source.seek(0)
+            loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=not with_tensors)
             if loaded.keys() >= keys:
                 return loaded
     except Exception as error:  # a damaged file may raise anything

@@ -239,6 +239,9 @@ def table(name):
     return partial(register, TABLES, name)
 
 
+OUTPUTS_FILE = ".outputs"  # lists the files of a folder that this script wrote
+
+
 def save_outputs(name, outputs, folder):
     """Write a Figure, or a dict of Figures and texts by file name, into a folder; return the file names."""
     if isinstance(outputs, Figure):
@@ -248,12 +251,8 @@ def save_outputs(name, outputs, folder):
         content = encode_png(output) if isinstance(output, Figure) else output.encode()
         utils.write_atomically(folder / file_name, content)
         print_line(folder / file_name)
-    listed = sorted(listed_outputs(folder) | outputs.keys())
-    utils.write_atomically(folder / OUTPUTS_FILE, "".join(f"{file_name}\n" for file_name in listed).encode())
+    list_outputs(folder, listed_outputs(folder) | outputs.keys())
     return list(outputs)
-
-
-OUTPUTS_FILE = ".outputs"  # lists the files of a folder that this script wrote
 
 
 def listed_outputs(folder):
@@ -262,14 +261,19 @@ def listed_outputs(folder):
     return set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
 
 
+def list_outputs(folder, names):
+    """Write down which files in a folder this script wrote."""
+    utils.write_atomically(folder / OUTPUTS_FILE, "".join(f"{name}\n" for name in sorted(names)).encode())
+
+
 def remove_outputs(folder, keep=()):
     """Delete the files in a folder that this script wrote, except those named in keep."""
     for name in listed_outputs(folder) - set(keep):
         (folder / name).unlink(missing_ok=True)
     if keep:
-        utils.write_atomically(folder / OUTPUTS_FILE, "".join(f"{name}\n" for name in sorted(keep)).encode())
-    elif listed_outputs(folder):
-        (folder / OUTPUTS_FILE).unlink()
+        list_outputs(folder, keep)
+    else:
+        (folder / OUTPUTS_FILE).unlink(missing_ok=True)
 
 
 def encode_png(figure):
