@@ -1,7 +1,7 @@
 """Code that both training scripts share.
 
-In the order of this file: errors, data sets, settings, the run's folder, loss and accuracy, tables of results, training
-many runs, and the command line. Each training script calls main(), the last function.
+In this order: errors, data sets, settings, the run's folder, loss and accuracy, tables of results, training many runs,
+and the command line. Each training script calls main(), the last function.
 
 A setting is one value of the command line, such as the learning rate; a Config holds all settings of an experiment. A
 run is an experiment with its folder. Runs that differ only in their seeds form a group.
@@ -22,13 +22,14 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
+from collections import namedtuple
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, partial
-from http.client import HTTPException
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,9 +45,10 @@ def print_line(line, stream=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
-IS_SCRIPT = Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent
 try:
-    if IS_SCRIPT and Path(sys.argv[0]).is_file() and os.environ.get("RANK", "0") in ("", "0"):
+    script = Path(sys.argv[0]).resolve()
+    is_first = os.environ.get("RANK") in (None, "", "0")
+    if is_first and script.is_file() and script.parent == Path(__file__).resolve().parent:
         print_line("loading torch ...")  # which takes seconds
     import numpy as np
     import torch
@@ -60,7 +62,6 @@ except KeyboardInterrupt:
 # Errors and exit statuses --------------------------------------------------------------------------------------------
 
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_LOCK_ERRORS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of file systems without locks
 
 
 class InputError(Exception):
@@ -76,58 +77,58 @@ FAILURES = (InputError, TrainingError, OSError, MemoryError, RuntimeError)
 
 def describe_error(error):
     """Return the exit status and the one-line message of an expected error; re-raise a RuntimeError that is a bug."""
-    if isinstance(error, OSError):
-        path, reason = error.filename, error.strerror or str(error)
-        if path and os.path.islink(path) and not os.path.exists(path):
-            reason = f"is a link to {os.readlink(path)}, which does not exist"
-        if error.errno in DISK_FULL_ERRORS:
-            reason += "; free some space and run the same command again"
-        status = 1 if error.errno in (*DISK_FULL_ERRORS, errno.EIO) else 2
-        return status, f"error: {path}: {reason}" if path else f"error: {reason}"
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+    message = " ".join(str(error).splitlines())
+    if isinstance(error, MemoryError) or "allocate memory" in message or "out of memory" in message:
         return 1, "error: not enough memory; close other programs, or use a smaller network or --batch-size"
     if isinstance(error, RuntimeError):
         raise error
-    return 1 if isinstance(error, TrainingError) else 2, " ".join(["error:", *str(error).splitlines()])
+    status = 1 if isinstance(error, TrainingError) else 2
+    if isinstance(error, OSError):
+        path = error.filename
+        message = error.strerror or message
+        if path and os.path.islink(path) and not os.path.exists(path):
+            message = f"is a link to {os.readlink(path)}, which does not exist"
+        if error.errno in DISK_FULL_ERRORS:
+            status = 1
+            message += "; free some space and run the same command again"
+        message = f"{path}: {message}" if path else message
+    return status, f"error: {message}"
 
 
-def run_main(main, on_interrupt="finished epochs are kept; the same command, without --fresh, continues"):
-    """Call main() and exit with status 0, or print one line about an expected error and exit with its status.
-
-    on_interrupt: the message after Ctrl-C, whose exit status is 130.
-    """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        with suppress(AttributeError):  # a notebook's stream
-            getattr(sys, name).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+def run_main(main, *arguments, on_interrupt="finished epochs are kept; the same command, without --fresh, continues"):
+    """Call main and exit: with status 0, after Ctrl-C with 130, or with one line about an expected error."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a notebook's stream, or one that the caller has closed
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+    thread_hook = threading.excepthook
     log_level = logging.root.manager.disable
+
+    def report_bug(failure):
+        if not isinstance(failure.exc_value, OSError):  # TensorBoard's thread hands these to the main thread, too
+            thread_hook(failure)
+
+    threading.excepthook = report_bug
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            main()
-        sys.exit(0)
+        with warnings.catch_warnings(action="ignore"):
+            main(*arguments)
+        status, message = 0, ""
     except KeyboardInterrupt:
         status, message = 130, f"interrupted; {on_interrupt}"
     except FAILURES as error:
         status, message = describe_error(error)
     finally:
+        threading.excepthook = thread_hook
         logging.disable(log_level)
-    print_line(f"{Path(sys.argv[0]).name}: {message}", sys.stderr)
+    if message:
+        print_line(f"{Path(sys.argv[0]).name}: {message}", sys.stderr)
     sys.exit(status)
 
 
 # Data sets -----------------------------------------------------------------------------------------------------------
 
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer from the server
-
-
-class Split(NamedTuple):
-    """Grayscale images, uint8 (N, H, W), and their labels, int64 (N,)."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
+Split = namedtuple("Split", "images labels")  # gray images, uint8 (N, H, W), and their labels, int64 (N,)
 
 
 class Dataset(NamedTuple):
@@ -146,19 +147,16 @@ class Dataset(NamedTuple):
 
 
 class DatasetSpec(NamedTuple):
-    """A data set of torchvision; label is its name in captions, mean and std are those of its pixels in [0, 1].
+    """A data set of torchvision."""
 
-    folder, files: where the class in torchvision.datasets expects its files; md5: the sum over both splits' arrays.
-    """
-
-    label: str
+    label: str  # its name in captions
     torchvision_class: str
-    folder: str
+    folder: str  # where torchvision expects the files
     files: tuple[str, ...]
-    md5: str
+    md5: str  # of the images and labels of both splits
     classes: tuple[str, ...]
-    size: int
-    mean: float = 0.0
+    size: int  # height and width in pixels
+    mean: float = 0.0  # of the pixels in [0, 1]
     std: float = 1.0
 
 
@@ -176,12 +174,7 @@ DATASETS = {
         label="MNIST",
         torchvision_class="MNIST",
         folder="MNIST/raw",
-        files=(
-            "train-images-idx3-ubyte",
-            "train-labels-idx1-ubyte",
-            "t10k-images-idx3-ubyte",
-            "t10k-labels-idx1-ubyte",
-        ),
+        files=tuple(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
         md5="3a8942afaa4d4472e73e631e8d5025b7",
         classes=tuple("0123456789"),
         size=28,
@@ -193,12 +186,12 @@ DATASETS = {
 
 @cache
 def load_data(name, mode, data_dir, pixels="in-place", may_download=True):
-    """Return the Dataset called name, a key of DATASETS; pixels: 'permuted' permutes them (Le et al., 2015).
+    """Return a Dataset by its name in DATASETS; raises InputError if its files are damaged or not available.
 
-    mode: 'real' reads the set from data_dir and downloads it if needed; 'synthetic' makes the synthetic set; 'auto'
-    uses the real set if it is available. Raises InputError if files are damaged or, in mode 'real', not available.
+    mode: 'real', 'synthetic', or 'auto', which is real if possible; pixels: 'permuted' permutes them (Le et al., 2015).
     """
-    spec, splits = DATASETS[name], None
+    spec = DATASETS[name]
+    splits = None
     if mode != "synthetic":
         try:
             splits = read_real_splits(spec, data_dir, may_download)
@@ -223,61 +216,58 @@ def missing_files(spec, data_dir):
 
 
 def read_real_splits(spec, data_dir, may_download):
-    """Return the training and the test Split of a data set, read by torchvision and, if files are missing, downloaded.
+    """Return the training and the test Split of a data set, in gray; missing files are downloaded if may_download.
 
-    Raises InputError if files are damaged, or missing and may_download is false; ConnectionError if a download fails.
+    Raises InputError if files are damaged or may not be downloaded, ConnectionError if a download fails.
     """
+    from torchvision import datasets
+
+    torchvision_class = getattr(datasets, spec.torchvision_class)
     if missing := missing_files(spec, data_dir):
         if not may_download:
-            place = f"{spec.label}: {missing[0]} is missing"
-            raise InputError(f"{place}; a training script downloads it, or name the directory with --data-dir")
-        download(spec, data_dir)
+            advice = "a training script downloads it, or name the directory with --data-dir"
+            raise InputError(f"{missing[0]} is missing; {advice}")
+        download(torchvision_class, spec, data_dir)
     try:
-        splits = [read_split(spec, data_dir, train) for train in (True, False)]
-        md5 = hashlib.md5(b"".join(tensor.numpy() for tensor in itertools.chain(*splits)), usedforsecurity=False)
-        reason = "" if md5.hexdigest() == spec.md5 else "the MD5 sum of its images and labels is another"
+        splits = []
+        for train in (True, False):
+            dataset = torchvision_class(data_dir, train=train)
+            images = np.asarray(dataset.data)
+            if images.ndim == 4:  # in colour; in parts to save memory
+                images = np.concatenate([rgb_to_gray(part) for part in np.array_split(images, 10)])
+            splits.append(Split(torch.from_numpy(images), torch.as_tensor(dataset.targets)))
+        content = b"".join(tensor.numpy() for tensor in itertools.chain(*splits))
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != spec.md5:
+            raise ValueError("the MD5 sum of its images and labels is another")
+        return splits
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torchvision raises whatever a damaged file leads to
-        reason = " ".join(str(error).split())
-    if reason:
-        place = f"{data_dir / Path(spec.folder).parts[0]} does not hold the official {spec.label}"
-        raise InputError(f"{place} ({reason}); move it away to download the set again")
-    return splits
+        reason = f"{data_dir / Path(spec.folder).parts[0]} does not hold the official {spec.label} ({error})"
+        raise InputError(f"{reason}; move it away to download the set again") from None
 
 
-def read_split(spec, data_dir, train):
-    """Return the training or the test Split of a data set whose files are there; colours are turned to gray."""
-    from torchvision import datasets
-
-    dataset = getattr(datasets, spec.torchvision_class)(data_dir, train=train)
-    images = np.asarray(dataset.data)
-    if images.ndim == 4:
-        images = np.concatenate([rgb_to_gray(part) for part in np.array_split(images, 10)])  # in parts to save memory
-    return Split(torch.from_numpy(images), torch.as_tensor(dataset.targets))
-
-
-def download(spec, data_dir):
-    """Download a data set with torchvision; raises ConnectionError where that fails."""
-    from torchvision import datasets
-
-    expected, timeout = missing_files(spec, data_dir)[0], socket.getdefaulttimeout()
+def download(torchvision_class, spec, data_dir):
+    """Download a data set, in one process at a time. Raises ConnectionError if that fails."""
+    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        with lock_folder(data_dir, name=".download.lock"):
-            if missing_files(spec, data_dir):  # otherwise another process has downloaded them meanwhile
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / ".download.lock"):
+            if missing_files(spec, data_dir):  # otherwise another process has just downloaded them
                 print_once(f"downloading {spec.label} to {data_dir} ...")
-                getattr(datasets, spec.torchvision_class)(data_dir, download=True)
-    except (OSError, RuntimeError, EOFError, HTTPException) as error:
+                try:
+                    torchvision_class(data_dir, download=True)
+                finally:
+                    with suppress(OSError):  # of folders that are not empty
+                        os.removedirs(data_dir / spec.folder)
+    except Exception as error:  # torchvision raises whatever a wrong archive leads to
         number = getattr(error, "errno", None)
-        if number in DISK_FULL_ERRORS or (number and error.filename):  # a disk error, not a network error
+        if number in DISK_FULL_ERRORS or (number and error.filename):  # an error of the disk, not of the network
             raise
-        for folder in (data_dir / spec.folder, *(data_dir / spec.folder).parents):
-            if data_dir in folder.parents:
-                with suppress(OSError):  # rmdir removes only empty folders
-                    folder.rmdir()
-        reason = " ".join(str(error).split())
-        raise ConnectionError(f"{spec.label}: {expected} is missing and cannot be downloaded ({reason})") from None
+        path = missing_files(spec, data_dir)[0]
+        reason = f"cannot be downloaded ({' '.join(str(error).split())})"
+        raise ConnectionError(f"{spec.label}: {path} is missing and {reason}") from None
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -288,13 +278,14 @@ def rgb_to_gray(images):
     return ((images.astype(np.float32) @ weights + 32768) / 65536).astype(np.uint8)
 
 
-SYNTHETIC_TRAIN_IMAGES, SYNTHETIC_TEST_IMAGES = 4_000, 1_000
+SYNTHETIC_SIZES = [4_000, 1_000]  # images of the training and of the test split
 SYNTHETIC_CLASSES = tuple(f"pattern {number}" for number in range(10))
 
 
 def synthetic_splits(size):
     """Return the training and the test Split of the synthetic set: ten smooth patterns, shifted, with noise."""
-    rng, count = np.random.default_rng(0), SYNTHETIC_TRAIN_IMAGES + SYNTHETIC_TEST_IMAGES
+    rng = np.random.default_rng(0)
+    count = sum(SYNTHETIC_SIZES)
     coarse = torch.from_numpy(rng.uniform(0, 255, (10, 1, 6, 6)))
     patterns = F.interpolate(coarse, (size, size), mode="bilinear")[:, 0].numpy()
     labels = rng.integers(10, size=count)
@@ -302,15 +293,15 @@ def synthetic_splits(size):
     rows, columns = (np.arange(size) + down) % size, (np.arange(size) + right) % size
     images = patterns[labels[:, None, None], rows[:, :, None], columns[:, None, :]]
     images = np.clip(images + rng.normal(0, 60, images.shape), 0, 255).astype(np.uint8)
-    images = torch.from_numpy(images).split([SYNTHETIC_TRAIN_IMAGES, SYNTHETIC_TEST_IMAGES])
-    labels = torch.from_numpy(labels).split([SYNTHETIC_TRAIN_IMAGES, SYNTHETIC_TEST_IMAGES])
-    return [Split(images[0], labels[0]), Split(images[1], labels[1])]
+    train_images, test_images = torch.from_numpy(images).split(SYNTHETIC_SIZES)
+    train_labels, test_labels = torch.from_numpy(labels).split(SYNTHETIC_SIZES)
+    return [Split(train_images, train_labels), Split(test_images, test_labels)]
 
 
 def synthetic_notice(name):
     """Return the warning that is printed with results on synthetic data."""
-    notice = f"NOTE: this is a small synthetic data set, NOT {DATASETS[name].label}"
-    return f"{notice}; do not compare its accuracies with published ones."
+    label = DATASETS[name].label
+    return f"NOTE: this is a small synthetic data set, NOT {label}; do not compare its accuracies with published ones."
 
 
 # Settings: the command line, names, captions and config.json all follow from one dataclass ---------------------------
@@ -389,13 +380,7 @@ class Config:
     precisions (the choices of --precision) and max_threads (None: no limit).
     """
 
-    pixels: str = setting(
-        "in-place",
-        choices=("in-place", "permuted"),
-        prefix="_",
-        caption="pixels {}",
-        help="'permuted' puts the pixels of all images in one random order",
-    )
+    pixels: str = setting("in-place", choices=("in-place", "permuted"), prefix="_", help="order of the pixels")
     optimizer: str = setting(
         "adam", choices={"adam": "Adam", "sgd": "SGD"}, always_shown=True, prefix="_", caption="{}", help="optimizer"
     )
@@ -408,7 +393,8 @@ class Config:
         0, maximum=2**31 - 1, minimum=0, always_shown=True, help="random seed (initial weights and order of the images)"
     )
 
-    precisions, max_threads = ("fp32",), None
+    precisions = ("fp32",)
+    max_threads = None
 
     def __post_init__(self):
         for spec, value in self.items():
@@ -421,9 +407,10 @@ class Config:
     def specs(cls):
         """Return the SettingSpec of every setting: the script's own first, then those that both scripts share."""
         shared = {entry.name: entry.metadata for entry in fields(Config)}
-        own_first = sorted(fields(cls), key=lambda entry: entry.name in shared)
-        facts = [{**shared.get(entry.name, {}), **entry.metadata} for entry in own_first]
-        return [SettingSpec(entry.name, entry.default, **more) for entry, more in zip(own_first, facts, strict=True)]
+        specs = []
+        for entry in sorted(fields(cls), key=lambda entry: entry.name in shared):
+            specs.append(SettingSpec(entry.name, entry.default, **{**shared.get(entry.name, {}), **entry.metadata}))
+        return specs
 
     def items(self):
         """Return (SettingSpec, value) of every setting."""
@@ -460,27 +447,18 @@ class Config:
 
 
 def restore_config(config_class, recorded):
-    """Return the Config with the settings that a run recorded, a dict; those that it lacks have their defaults.
-
-    A recorded setting that no longer exists is ignored if the class has an attribute of that name and value.
-    """
-    names = [spec.name for spec in config_class.specs()]
-    kept = [name for name in recorded if name in names or recorded[name] != getattr(config_class, name, None)]
-    return config_class(**{name: recorded[name] for name in kept})
+    """Return the Config with the settings that a run recorded, a dict; those that it lacks have their defaults."""
+    changed = {name: value for name, value in recorded.items() if value != getattr(config_class, name, None)}
+    return config_class(**changed)
 
 
 def read_config(folder, configs):
-    """Return a run's Config and conditions (a namespace) from its config.json; raises InputError.
-
-    configs: the scripts' Config classes, by script.
-    """
+    """Return a run's Config and conditions, a namespace, from config.json; configs: the Config classes by script."""
     path = folder / "config.json"
     try:
         record = json.loads(path.read_bytes())
         config = restore_config(configs[record["script"]], record["settings"])
         return config, SimpleNamespace(**record["conditions"])
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
     except (InputError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path} does not fit this version of the project ({str(error)[:100]})") from None
 
@@ -488,20 +466,28 @@ def read_config(folder, configs):
 # The run's folder: checkpoint, metrics, snapshots and TensorBoard ----------------------------------------------------
 
 METRIC_COLUMNS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
-TENSORBOARD_TAGS = {"/".join(reversed(name.split("_"))).title(): name for name in METRIC_COLUMNS[1:5]}  # Loss/Train ...
+START_OVER = "start over with --fresh, or use another --runs-dir"
+UNUSABLE = "is damaged or from other settings; delete it"  # of a checkpoint or a snapshot
 
 
 def write_atomically(path, content):
     """Write bytes to a file so that a reader, or a crash, finds either the old file or the complete new one."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with open(part, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        for pause in (0.1, 0.5):
+            with suppress(PermissionError):  # a virus scanner may hold the file for a moment
+                os.replace(part, path)
+                return
+            time.sleep(pause)
         os.replace(part, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # some of these errors lack the path
+    finally:
+        part.unlink(missing_ok=True)  # unless it has become the file itself
 
 
 def save_tensors(path, tensors):
@@ -512,31 +498,29 @@ def save_tensors(path, tensors):
 
 
 def load_tensors(path, keys=frozenset(), with_tensors=True):
-    """Return the dict that save_tensors wrote, on the CPU; no code in the file is run. keys: those it must have.
+    """Return the dict that save_tensors wrote, on the CPU; raises InputError if it is damaged or lacks one of the keys.
 
-    Without with_tensors the tensors are neither read nor checked, which is fast. Raises InputError for a file that is
-    missing, damaged or from another program.
+    It may come from others: no code in it is run. Without with_tensors, tensors are neither read nor checked: fast.
     """
     if not path.exists():
         raise InputError(f"{path} is missing")
     try:
         source = io.BytesIO(path.read_bytes()) if with_tensors else path  # what is checked is what is loaded
         with zipfile.ZipFile(source) as archive:  # torch.load checks neither checksums nor sizes
-            entries = archive.infolist()
-            is_sound = all(entry.file_size == entry.compress_size and entry.external_attr == 0 for entry in entries)
-            for entry in entries:
+            for entry in archive.infolist():
+                if entry.file_size != entry.compress_size or entry.external_attr != 0:
+                    raise zipfile.BadZipFile
                 if with_tensors or entry.filename.endswith("data.pkl"):
                     archive.read(entry)  # raises if the checksum is wrong
-        if is_sound:
-            if with_tensors:
-                source.seek(0)
-            loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=not with_tensors)
-            if loaded.keys() >= keys:
-                return loaded
+        if with_tensors:
+            source.seek(0)
+        loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=not with_tensors)
+        if loaded.keys() >= keys:
+            return loaded
     except Exception as error:  # a damaged file may raise anything
         if isinstance(error, OSError | MemoryError) or isinstance(error, RuntimeError) and "memory" in str(error):
             raise
-    raise InputError(f"{path} is damaged or from another program; train the run again with --fresh")
+    raise InputError(f"{path} {UNUSABLE}")
 
 
 def format_csv(columns, rows):
@@ -554,9 +538,9 @@ def read_csv(path):
 
 
 def read_checkpoint(folder, with_tensors=True):
-    """Return a run's checkpoint, a dict of record, history, random and state; None where there is none."""
+    """Return a run's checkpoint, a dict of record, history and state; None where there is none."""
     path = folder / "checkpoint.pt"
-    return load_tensors(path, {"record", "history", "random", "state"}, with_tensors) if path.exists() else None
+    return load_tensors(path, {"record", "history", "state"}, with_tensors) if path.exists() else None
 
 
 def read_history(folder):
@@ -564,7 +548,10 @@ def read_history(folder):
     if checkpoint := read_checkpoint(folder, with_tensors=False):
         return checkpoint["history"]
     try:
-        return [{name: float(row[name]) for name in METRIC_COLUMNS} for row in read_csv(folder / "metrics.csv")]
+        history = []
+        for row in read_csv(folder / "metrics.csv"):
+            history.append({name: float(row[name]) for name in METRIC_COLUMNS})
+        return history
     except (LookupError, ValueError, TypeError):
         raise InputError(f"{folder / 'metrics.csv'} is damaged") from None
 
@@ -577,38 +564,38 @@ class Run:
     """
 
     def __init__(self, folder, config, args, data_source):
-        self.folder, self.config, self.history, self.writer = folder, config, [], None
-        self._is_fresh = args.fresh
+        self.folder = folder
+        self.config = config
+        self.history = []
+        self.writer = None
         checkpoint = None if args.fresh else read_checkpoint(folder, with_tensors=False)
         if checkpoint:
             self.history = checkpoint["history"]
             self.conditions = SimpleNamespace(**checkpoint["record"]["conditions"])
             self._check_record(checkpoint["record"], args)
             self.conditions.epochs = max(args.epochs, self.epoch)
-        elif not args.fresh and (folder / "metrics.csv").exists():
-            words = f"{folder} holds metrics.csv but no checkpoint.pt to continue from"
-            raise InputError(f"{words}; start over with --fresh, or use another --runs-dir")
-        else:
+        elif args.fresh or not read_csv(folder / "metrics.csv"):
             self.conditions = new_conditions(config, args, data_source)
-        self.device, self.precision = self.conditions.device, self.conditions.precision
+        else:
+            raise InputError(f"{folder} holds metrics.csv but no checkpoint.pt to continue from; {START_OVER}")
+        self.device = self.conditions.device
+        self.precision = self.conditions.precision
         is_complete = self.epoch >= self.conditions.epochs
         if self.device != "cpu" and not is_complete and not getattr(torch, self.device).is_available():
-            way_out = "start over with --fresh, or use another --runs-dir" if self.epoch else "use --device cpu"
-            raise InputError(f"{folder}: the device {self.device} is not available; {way_out}")
+            advice = START_OVER if self.epoch else "use --device cpu"
+            raise InputError(f"{folder}: the device {self.device} is not available; {advice}")
 
     def _check_record(self, record, args):
         """Raise InputError if the checkpoint is from other settings, or another device or precision is asked for."""
-        begun, way_out = f"{self.folder} was trained with", "use another --runs-dir, or start over with --fresh"
-        recorded = restore_config(type(self.config), record["settings"])
-        for spec, value in self.config.items():
-            before = getattr(recorded, spec.name)
-            if before != value:
-                values = f"{format_number(before)}, not {format_number(value)}"
-                raise InputError(f"{begun} {spec.flag} {values}; {way_out}")
-        for name in ("device", "precision"):
-            asked, before = getattr(args, name), getattr(self.conditions, name)
-            if asked not in ("auto", before):
-                raise InputError(f"{begun} --{name} {before}, not {asked}; leave it out, or {way_out}")
+        recorded = vars(restore_config(type(self.config), record["settings"])) | record["conditions"]
+        requested = vars(self.config) | {"device": args.device, "precision": args.precision}
+        for name, value in requested.items():
+            is_automatic = name in record["conditions"] and value == "auto"
+            if recorded[name] != value and not is_automatic:
+                flag = "--" + name.replace("_", "-")
+                difference = f"{flag} {format_number(recorded[name])}, not {format_number(value)}"
+                advice = f"leave it out, or {START_OVER}" if name in record["conditions"] else START_OVER
+                raise InputError(f"{self.folder} was trained with {difference}; {advice}")
 
     @property
     def epoch(self):
@@ -618,39 +605,40 @@ class Run:
     def resume(self, **parts):
         """Restore parts, anything with a state_dict, from the checkpoint if there is one; open TensorBoard's file."""
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
-        self._parts, continuing = parts, ""
-        if not self._is_fresh and (checkpoint := read_checkpoint(self.folder)):
-            load_state(self.folder / "checkpoint.pt", checkpoint["state"], parts)
-            for device, state in checkpoint["random"].items():
-                rng_of(device).set_rng_state(state)
-            continuing = f", continuing after epoch {self.epoch}"
-        else:
-            events, snapshots = self.folder.glob("events.out.tfevents.*"), self.folder.glob("snapshots/epoch_*.pt")
-            for path in (self.folder / "checkpoint.pt", self.folder / "metrics.csv", *events, *snapshots):
-                path.unlink(missing_ok=True)  # first the files that mark a run as trained
-        model = parts["model"]
-        frozen_weights = getattr(model, "frozen_weights", 0)  # which the model keeps at zero
-        self.conditions.parameters = sum(weights.numel() for weights in model.parameters()) - frozen_weights
-        self._write_config()
+        self._parts = parts
+        if self.epoch:
+            load_state(self.folder / "checkpoint.pt", read_checkpoint(self.folder)["state"], parts)
+        else:  # first the checkpoint goes, from which the others follow
+            for pattern in ("checkpoint.pt", "metrics.csv", "snapshots/epoch_*.pt", "events.out.tfevents.*"):
+                for path in self.folder.glob(pattern):
+                    path.unlink()
+        weights = sum(weights.numel() for weights in parts["model"].parameters())
+        self.conditions.parameters = weights - getattr(parts["model"], "frozen_weights", 0)  # which stay zero
+        self.write_records()
         # TensorBoard's readers hide what a killed process wrote after the checkpoint.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.epoch + 1 if self.epoch else None)
-        self.writer.file_writer.add_summary(hparams_summary(self.config, self.conditions))
+        shown = {name: vars(self.conditions)[name] for name in ("data_source", "device", "precision", "threads")}
+        for spec, value in self.config.items():
+            shown[spec.name] = spec.none_label if value is None else value
+        self.writer.file_writer.add_summary(hparams(shown, {})[1])
+        continuing = f", continuing after epoch {self.epoch}" if self.epoch else ""
         parameters = f"{self.conditions.parameters:,} parameters"
-        self._print(f"{self.folder}: {parameters}, {self.device}, {self.precision}{continuing}")
+        print_once(f"{self.folder}: {parameters}, {self.device}, {self.precision}{continuing}")
 
     def epochs(self):
         """Yield the numbers of the epochs that are left to train."""
-        self._print("epoch  train loss  train accuracy  test accuracy  seconds")
+        print_once("  epoch  train loss  train accuracy  test accuracy  seconds")
         yield from range(self.epoch + 1, self.conditions.epochs + 1)
 
     def batches(self, split, epoch):
-        """Yield the batches of a Split, (images, labels), in an order that follows from the seed and the epoch."""
+        """Yield the batches of a Split, (images, labels). All random numbers follow from the seed and the epoch."""
         start = time.perf_counter()
-        generator = torch.Generator().manual_seed(1000 * self.config.seed + epoch)
-        batches = torch.randperm(len(split.images), generator=generator).to(self.device).split(self.config.batch_size)
-        disable = True if world_size() > 1 else None  # None: show the bar only in a terminal
-        for batch in tqdm(batches, f"epoch {epoch}", unit="batch", leave=False, disable=disable):
+        torch.manual_seed(1000 * self.config.seed + epoch)
+        batches = torch.randperm(len(split.images)).to(self.device).split(self.config.batch_size)
+        has_bar = world().size == 1 and sys.stderr is not None and sys.stderr.isatty()
+        for batch in tqdm(batches, f"epoch {epoch}", unit="batch", leave=False, disable=not has_bar):
             yield split.images[batch], split.labels[batch]
         if self.device != "cpu":
             getattr(torch, self.device).synchronize()
@@ -665,24 +653,24 @@ class Run:
         """Record a finished epoch, whose Scores are train and test: TensorBoard's points first, then the checkpoint."""
         values = (epoch, train.loss, train.accuracy, test.loss, test.accuracy, self._seconds)
         self.history.append(dict(zip(METRIC_COLUMNS, values, strict=True)))
-        for tag, name in TENSORBOARD_TAGS.items():
-            self.writer.add_scalar(tag, self.history[-1][name], epoch)
+        for split, score in (("Train", train), ("Test", test)):
+            self.writer.add_scalar(f"Loss/{split}", score.loss, epoch)
+            self.writer.add_scalar(f"Accuracy/{split}", score.accuracy, epoch)
         self.writer.flush()
-        random = {device: rng_of(device).get_rng_state() for device in ("cpu", self.device)}
         state = {name: part.state_dict() for name, part in self._parts.items()}
-        checkpoint = {"record": self._record(), "history": self.history, "random": random, "state": state}
+        checkpoint = {"record": self._record(), "history": self.history, "state": state}
         save_tensors(self.folder / "checkpoint.pt", checkpoint)
-        self._write_metrics()
-        last = str(self.conditions.epochs)
-        progress = f"{epoch:>{len(last)}}/{last}".rjust(5) + f"  {train.loss:10.4f}  {train.accuracy:12.2f} %"
-        self._print(f"{progress}  {test.accuracy:11.2f} %  {self._seconds:7.1f}")
+        self.write_records()
+        progress = f"{epoch}/{self.conditions.epochs}"
+        scores = f"{train.loss:10.4f}  {train.accuracy:12.2f} %  {test.accuracy:11.2f} %"
+        print_once(f"{progress:>7}  {scores}  {self._seconds:7.1f}")
 
-    def write_missing_files(self):
-        """Write metrics.csv and config.json where they are missing or behind the checkpoint."""
-        if len(read_csv(self.folder / "metrics.csv")) < self.epoch:
-            self._write_metrics()
-        if not (self.folder / "config.json").exists():
-            self._write_config()
+    def write_records(self):
+        """Write config.json and metrics.csv, which follow from the checkpoint."""
+        record = json.dumps(self._record(), indent=2) + "\n"
+        metrics = format_csv(METRIC_COLUMNS, [row.values() for row in self.history])
+        write_atomically(self.folder / "config.json", record.encode())
+        write_atomically(self.folder / "metrics.csv", metrics.encode())
 
     def close(self):
         """Close TensorBoard's file and drop the network, because train_runs keeps every Run."""
@@ -690,24 +678,8 @@ class Run:
             self.writer.close()
         self._parts = self.writer = None
 
-    def _print(self, line):
-        if world_size() == 1:  # with several processes, only final accuracies are printed
-            print_line(line)
-
     def _record(self):
         return {"script": self.config.script, "settings": asdict(self.config), "conditions": vars(self.conditions)}
-
-    def _write_config(self):
-        write_atomically(self.folder / "config.json", json.dumps(self._record(), indent=2).encode() + b"\n")
-
-    def _write_metrics(self):
-        table = format_csv(METRIC_COLUMNS, [row.values() for row in self.history])
-        write_atomically(self.folder / "metrics.csv", table.encode())
-
-
-def rng_of(device):
-    """Return the module that holds a device's random number generator."""
-    return torch if device == "cpu" else getattr(torch, device)
 
 
 def load_state(path, states, parts):
@@ -716,48 +688,21 @@ def load_state(path, states, parts):
         for name, part in parts.items():
             part.load_state_dict(states[name])
     except (RuntimeError, LookupError, ValueError):
-        raise InputError(f"{path}: the weights do not fit the settings; train the run again with --fresh") from None
-
-
-def hparams_summary(config, conditions):
-    """Return the record from which TensorBoard's HParams tab shows a run's settings and conditions."""
-    from torch.utils.tensorboard.summary import hparams
-
-    conditions = {name: getattr(conditions, name) for name in ("data_source", "device", "precision", "threads")}
-    values = asdict(config) | conditions
-    return hparams({name: value for name, value in values.items() if value is not None}, {})[1]
-
-
-def lock_folder(folder, wait=True, name=".lock"):
-    """Lock a folder and return a context manager that releases it; the lock is also released when the process ends.
-
-    If another process holds the lock, wait for it or, without wait, raise Timeout.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return FileLock(folder / name).acquire(timeout=-1 if wait else 0)
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCK_ERRORS:
-            raise
-        warn_once("this file system has no locks: do not let two processes train in this folder")
-        return nullcontext()
+        raise InputError(f"{path} {UNUSABLE}") from None
 
 
 # Loss and accuracy ---------------------------------------------------------------------------------------------------
 
-
-class Score(NamedTuple):
-    """loss: the mean cross-entropy per image, in nats; accuracy: in percent."""
-
-    loss: float
-    accuracy: float
+Score = namedtuple("Score", "loss accuracy")  # the mean cross-entropy per image, in nats; in percent
 
 
 class Metrics:
     """Running loss and accuracy of an epoch, without synchronising the device."""
 
     def __init__(self):
-        self._losses, self._correct, self._images = [], [], 0
+        self._losses = []
+        self._correct = []
+        self._images = 0
 
     def update(self, loss, logits, labels):
         """Add a batch: its mean loss, its logits (N, classes) and its labels (N,)."""
@@ -767,9 +712,7 @@ class Metrics:
 
     def compute(self):
         """Return the Score of all images; raises TrainingError if the loss is not finite."""
-        loss = torch.stack(self._losses).cpu().double().sum().item()
-        correct = torch.stack(self._correct).cpu().double().sum().item()
-        return check_finite(Score(loss / self._images, 100 * correct / self._images))
+        return make_score(torch.stack(self._losses), torch.stack(self._correct), self._images)
 
 
 @torch.inference_mode()
@@ -782,15 +725,15 @@ def evaluate(model, split):
     """Return the Score of a model on a Split; raises TrainingError if the loss is not finite."""
     logits = predict(model, split.images)
     losses = F.cross_entropy(logits, split.labels, reduction="none")
-    correct = (logits.argmax(1) == split.labels).sum().item()
-    return check_finite(Score(losses.cpu().double().mean().item(), 100 * correct / len(split.labels)))
+    return make_score(losses, logits.argmax(1) == split.labels, len(split.labels))
 
 
-def check_finite(score):
-    """Return the Score; raises TrainingError if its loss is not finite."""
-    if not math.isfinite(score.loss):
-        raise TrainingError(f"the loss became {score.loss}")
-    return score
+def make_score(losses, correct, images):
+    """Return a Score from tensors of losses and correct answers; raises TrainingError if the loss is not finite."""
+    loss = losses.cpu().double().sum().item() / images
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss became {loss}")
+    return Score(loss, 100 * correct.cpu().double().sum().item() / images)
 
 
 def make_optimizer(model, config):
@@ -805,22 +748,18 @@ def make_optimizer(model, config):
 
 REPORT_EPOCHS = 10  # the reference report gives accuracies after its last epoch
 RESULT_COLUMNS = ("experiment", "reported", "mean", "range", "std", "seeds", "parameters", "remark")
-
-
-class ReportedResult(NamedTuple):
-    """A result of the reference report: test accuracy in percent, or None, and why it is missing or not comparable."""
-
-    config: Config
-    accuracy: float | None
-    remark: str = ""
+# accuracy: test accuracy in percent, or None; remark: why it is missing or not comparable.
+ReportedResult = namedtuple("ReportedResult", "config accuracy remark", defaults=("",))
 
 
 def find_reported(run, epoch, report):
     """Return the ReportedResult of a run's settings; its accuracy is None if there is none to compare with."""
     config = run.config.without_seed
-    is_comparable = run.conditions.data_source == "real" and epoch == REPORT_EPOCHS
-    matching = [reported for reported in report if is_comparable and reported.config == config]
-    return matching[0] if matching else ReportedResult(config, None)
+    if run.conditions.data_source == "real" and epoch == REPORT_EPOCHS:
+        for reported in report:
+            if reported.config == config:
+                return reported
+    return ReportedResult(config, None)
 
 
 def group_by_setting(runs):
@@ -833,17 +772,20 @@ def group_by_setting(runs):
 
 def result_row(runs, epoch, report):
     """Return the cells of RESULT_COLUMNS, texts, for runs that differ only in their seeds."""
-    first, reported = runs[0], find_reported(runs[0], epoch, report)
+    config = runs[0].config
+    conditions = runs[0].conditions
+    reported = find_reported(runs[0], epoch, report)
     accuracies = [run.history[epoch - 1]["test_accuracy"] for run in runs]
-    is_several = len(runs) > 1
+    spread = ["", ""]
+    if len(runs) > 1:
+        spread = [f"{min(accuracies):.2f} to {max(accuracies):.2f}", f"{np.std(accuracies, ddof=1):.2f}"]
     return (
-        first.config.caption + (", synthetic data" if first.conditions.data_source == "synthetic" else ""),
+        config.caption + (", synthetic data" if conditions.data_source == "synthetic" else ""),
         "" if reported.accuracy is None else f"{reported.accuracy:.2f}",
         f"{np.mean(accuracies):.2f}",
-        f"{min(accuracies):.2f} to {max(accuracies):.2f}" if is_several else "",
-        f"{np.std(accuracies, ddof=1):.2f}" if is_several else "",
+        *spread,
         str(len(runs)),
-        str(first.conditions.parameters),
+        str(conditions.parameters),
         reported.remark,
     )
 
@@ -860,50 +802,32 @@ def markdown_table(columns, rows):
 
 # Training many runs --------------------------------------------------------------------------------------------------
 
-
-def environment_number(name, default):
-    """Return an environment variable of torchrun as a number; raises InputError if it is not a number."""
-    text = os.environ.get(name) or str(default)
-    if not text.isdecimal():
-        raise InputError(f"the environment variable {name} must be a number, not {text!r}; unset it")
-    return int(text)
+World = namedtuple("World", "rank size")  # the number of this process, from 0, and the number of processes
 
 
-def world_size():
-    """Return the number of processes that work through the same list of runs."""
-    return max(1, environment_number("WORLD_SIZE", 1))
+def world():
+    """Return the World of the processes that torchrun started, which share a list of runs; without it World(0, 1)."""
+    rank = os.environ.get("RANK") or "0"
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if not rank.isdecimal() or not size.isdecimal():
+        raise InputError(f"RANK={rank} and WORLD_SIZE={size} must be numbers; unset these environment variables")
+    return World(int(rank), int(size)) if int(size) > 1 else World(0, 1)
 
 
-def is_first_process():
-    """Return whether this process prints what concerns all of them."""
-    return world_size() == 1 or environment_number("RANK", 0) == 0
-
-
-def print_once(line):
+def print_once(line, stream=None):
     """Print a line in the first process only."""
-    if is_first_process():
-        print_line(line)
-
-
-warn_once = cache(print_once)
+    if world().rank == 0:
+        print_line(line, stream)
 
 
 def available_threads():
-    """Return the number of threads for this process: its share of the cores that it may use."""
-    threads, processes = torch.get_num_threads(), max(1, environment_number("LOCAL_WORLD_SIZE", 1))
-    is_set = bool(os.environ.get("OMP_NUM_THREADS"))
-    if processes > 1 and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun sets it to 1 unless the user has set it
-        is_set = False
-        with suppress(OSError):
-            is_set = b"OMP_NUM_THREADS=" in Path(f"/proc/{os.getppid()}/environ").read_bytes()
-    if is_set:
-        return threads
-    if processes > 1:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with suppress(OSError, ValueError):
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())  # the limit of a container
-        threads = min(threads, math.ceil(quota / period))
-    return max(1, threads // processes)
+    """Return the number of threads for this process: OMP_NUM_THREADS, or the cores that it may use."""
+    threads = torch.get_num_threads()
+    if not os.environ.get("OMP_NUM_THREADS"):  # which torchrun sets to 1 unless the user has set it
+        with suppress(OSError, ValueError):
+            quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())  # the limit of a container
+            threads = min(threads, math.ceil(quota / period))
+    return threads
 
 
 def has_native_bf16(device):
@@ -916,8 +840,10 @@ def has_native_bf16(device):
 
 def new_conditions(config, args, data_source):
     """Return the conditions of a new run, a namespace; see Run."""
-    best = next((device for device in ("cuda", "mps") if getattr(torch, device).is_available()), "cpu")
-    device, precision = best if args.device == "auto" else args.device, args.precision
+    device = args.device
+    if device == "auto":
+        device = next((name for name in ("cuda", "mps") if getattr(torch, name).is_available()), "cpu")
+    precision = args.precision
     if precision == "auto":
         precision = "bf16" if "bf16" in config.precisions and has_native_bf16(device) else "fp32"
     conditions = SimpleNamespace(data_source=data_source, device=device, precision=precision, epochs=args.epochs)
@@ -928,83 +854,57 @@ def new_conditions(config, args, data_source):
 
 
 def train_run(config, train, args, wait=True):
-    """Train an experiment up to --epochs, continuing what its folder holds; return its Run.
-
-    Without wait, raises Timeout if another process is training it.
-    """
+    """Train an experiment up to --epochs; return its Run. Without wait, raises Timeout if another process trains it."""
     data = load_data(config.dataset, args.data, args.data_dir, config.pixels)
     prefix = "synthetic_" if data.source == "synthetic" else ""
     folder = args.runs_dir / config.script / f"{prefix}{config.name}"
-    is_complete = not args.fresh and len(read_csv(folder / "metrics.csv")) >= args.epochs
-    with nullcontext() if is_complete else lock_folder(folder, wait):
+    lock = nullcontext()
+    if args.fresh or len(read_csv(folder / "metrics.csv")) < args.epochs:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(timeout=-1 if wait else 0)
+    with lock:
         run = Run(folder, config, args, data.source)
+        if run.epoch >= run.conditions.epochs:
+            is_recorded = (folder / "config.json").exists() and len(read_csv(folder / "metrics.csv")) == run.epoch
+            if not is_recorded:  # it was killed before it could write them, or they were deleted
+                run.write_records()
+            print_once(f"{folder}: complete after epoch {run.epoch}; a larger --epochs extends it, --fresh starts over")
+            return run
+        torch.set_num_threads(run.conditions.threads)
+        torch.manual_seed(config.seed)
         try:
-            if run.epoch < run.conditions.epochs:
-                torch.set_num_threads(run.conditions.threads)
-                torch.manual_seed(config.seed)
-                train(config, run, data.to(run.device))
-                if world_size() > 1:
-                    print_line(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}")
-            else:
-                run.write_missing_files()
-                done = f"{folder}: complete after epoch {run.epoch}"
-                print_once(f"{done}; a larger --epochs extends it, --fresh starts over")
+            train(config, run, data.to(run.device))
         except TrainingError as error:
             place = f"in epoch {run.epoch + 1} at learning rate {format_number(config.lr)}"
             raise TrainingError(f"{folder}: {error} {place}; finished epochs are kept; try a smaller --lr") from None
         finally:
             run.close()
+    if world().size > 1:
+        print_line(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}")
     return run
 
 
 def train_runs(configs, train, args):
-    """Train experiments; return their Runs, and the exit statuses of those that failed.
-
-    Runs that another process is training are waited for at the end.
-    """
-    runs, failures, start = {}, {}, time.monotonic()
+    """Train experiments, last those that other processes train; return the Runs and the exit statuses of failures."""
+    runs = {}
+    failures = {}
+    start = time.monotonic()
+    is_only_run = len(configs) == 1 and world().rank == 0
     for wait in (False, True):
-        remaining = [config for config in configs if config not in runs and config not in failures]
-        if wait and remaining:
-            print_once(f"waiting for runs that other processes are training: {len(remaining)} of {len(configs)}")
-        for config in remaining:
+        for config in [config for config in configs if config not in runs and config not in failures]:
             try:
                 runs[config] = train_run(config, train, args, wait)
-            except Timeout:  # another process is training it
+            except Timeout:
                 continue
             except FAILURES as error:
                 failures[config], message = describe_error(error)
-                if len(configs) == 1 or getattr(error, "errno", None) in DISK_FULL_ERRORS:
+                if is_only_run or getattr(error, "errno", None) in DISK_FULL_ERRORS:
                     raise
-                print_line(message, sys.stderr)
+                print_once(message, sys.stderr)  # each process meets each failure, because none is recorded
             if len(configs) > 1:
                 minutes = (time.monotonic() - start) / 60
                 print_once(f"{len(runs) + len(failures)} of {len(configs)} runs, {minutes:.0f} min")
     return [runs[config] for config in configs if config in runs], list(failures.values())
-
-
-def run_experiments(configs, train, args, report):
-    """Train experiments, then print their results and the commands to type next; raises if some failed."""
-    runs, failures = train_runs(configs, train, args)
-    if not is_first_process():
-        return  # if this process failed, torchrun would end all of them
-    if runs:
-        epoch = min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs
-        print_line(f"\nTest accuracy in % after epoch {epoch}")
-        rows = [result_row(group, epoch, report) for group in group_by_setting(runs)]
-        print_line(markdown_table(RESULT_COLUMNS, rows))
-        for name in {run.config.dataset for run in runs if run.conditions.data_source == "synthetic"}:
-            print_line(synthetic_notice(name))
-        folder = runs[0].folder
-        siblings = {path.parent for path in folder.parent.glob("*/events.out.tfevents.*")}
-        logdir = (
-            folder.parent if len(siblings) <= 40 else folder
-        )  # of more than 40 runs TensorBoard shows none by default
-        print_line(f"\nNext:\n  {shell_command('tensorboard', '--logdir', logdir)}")
-        print_line(f"  {shell_command('python', 'visualize.py', args.runs_dir if len(configs) > 1 else folder)}")
-    if failures:
-        message = f"{len(failures)} of {len(configs)} runs could not be trained, for the reasons given above"
-        raise TrainingError(message) if 1 in failures else InputError(message)
 
 
 # Command line --------------------------------------------------------------------------------------------------------
@@ -1027,22 +927,20 @@ def parse_folder(text):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser without abbreviations. Its errors are one line, with a suggestion for misspelled flags."""
+    """An argument parser without abbreviations, whose errors are InputErrors."""
 
     def __init__(self, description):
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            description=description, formatter_class=formatter, allow_abbrev=False, usage=argparse.SUPPRESS
-        )
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=layout, allow_abbrev=False, usage=argparse.SUPPRESS)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+        raise InputError(f"{message}; see --help")
 
     def parse_args(self):
         args, unknown = self.parse_known_args()
         if unknown:
-            hint = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions)
-            self.error(f"unknown argument {unknown[0]}{hint}")
+            flag = unknown[0].partition("=")[0]
+            self.error(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")
         return args
 
 
@@ -1055,10 +953,10 @@ def experiment_parser(config_class, description):
         default = spec.none_label if spec.default is None else format_number(spec.default)
         flag(spec.flag, nargs="+", type=spec.type, metavar=metavar, help=f"{spec.help} (default: {default})")
     flag("--epochs", type=int, default=10, metavar="INT", help="total number of epochs (default: 10)")
-    source_help = "real: the real data set; synthetic: a small built-in one; auto: real if possible (default: auto)"
-    flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=source_help)
-    directory_help = "directory of the data sets; missing ones are downloaded there (default: data)"
-    flag("--data-dir", type=parse_folder, default="data", help=directory_help)
+    data_help = "real, synthetic (a small built-in set), or auto: real if possible (default: auto)"
+    flag("--data", choices=("auto", "real", "synthetic"), default="auto", help=data_help)
+    data_dir_help = "directory of the data sets; missing ones are downloaded there (default: data)"
+    flag("--data-dir", type=parse_folder, default="data", help=data_dir_help)
     flag("--runs-dir", type=parse_folder, default="runs", help="directory of the runs' folders (default: runs)")
     flag("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="device (default: auto)")
     parser.set_defaults(precision="auto")
@@ -1072,12 +970,13 @@ def experiment_parser(config_class, description):
 
 def parse_experiments(config_class, report, parser):
     """Return the parsed command line of a training script, and the requested Configs without duplicates."""
-    args, values = parser.parse_args(), {}
+    args = parser.parse_args()
+    values = {}
     for spec in config_class.specs():
         values[spec.name] = getattr(args, spec.name) or [spec.default]
         if args.report and getattr(args, spec.name) and spec.name != "seed":
             parser.error(f"--report cannot be combined with {spec.flag}")
-    if args.fresh and world_size() > 1:
+    if world().size > 1 and args.fresh:
         parser.error("--fresh cannot be combined with several processes; delete the run folders instead")
     SettingSpec("epochs", 10, minimum=1, maximum=999).check(args.epochs)
     if args.report:
@@ -1088,18 +987,30 @@ def parse_experiments(config_class, report, parser):
     return args, list(dict.fromkeys(configs))
 
 
-def train_from_command_line(config_class, train, report, description):
-    """Parse the command line of a training script and train what it asks for."""
+def run_experiments(config_class, train, report, description):
+    """Train what the command line asks for, then print the results and the commands to type next; see main."""
     args, configs = parse_experiments(config_class, report, experiment_parser(config_class, description))
-    is_first_process()  # refuses variables of torchrun that are not numbers
     args.threads = available_threads()
-    run_experiments(configs, train, args, report)
+    runs, failures = train_runs(configs, train, args)
+    if world().rank > 0:
+        return  # if this process failed, torchrun would end all of them
+    if runs:
+        epoch = min(args.epochs, REPORT_EPOCHS) if args.report else args.epochs
+        print_line(f"\nTest accuracy in % after epoch {epoch}")
+        rows = [result_row(group, epoch, report) for group in group_by_setting(runs)]
+        print_line(markdown_table(RESULT_COLUMNS, rows))
+        for name in {run.config.dataset for run in runs if run.conditions.data_source == "synthetic"}:
+            print_line(synthetic_notice(name))
+        folder = runs[0].folder
+        siblings = {path.parent for path in folder.parent.glob("*/events.out.tfevents.*")}
+        logdir = folder.parent if len(siblings) <= 40 else folder  # TensorBoard selects none of more than 40 runs
+        print_line(f"\nNext:\n  {shell_command('tensorboard', '--logdir', logdir)}")
+        print_line(f"  {shell_command('python', 'visualize.py', args.runs_dir if len(configs) > 1 else folder)}")
+    if failures:
+        message = f"{len(failures)} of {len(configs)} runs could not be trained, for the reasons given above"
+        raise TrainingError(message) if 1 in failures else InputError(message)
 
 
 def main(config_class, train, report, description):
-    """Run a training script, then exit.
-
-    config_class: the script's Config; train(config, run, data): trains one experiment in its Run on a Dataset; report:
-    list of ReportedResult, for --report; description: the text above the flags in --help.
-    """
-    run_main(partial(train_from_command_line, config_class, train, report, description))
+    """Run a training script: its Config, its train(config, run, data), its ReportedResults and its text for --help."""
+    run_main(run_experiments, config_class, train, report, description)

@@ -5,12 +5,10 @@ The slowest tests need complete runs of the scripts. These are trained in the ba
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +29,8 @@ import utils  # noqa: E402
 REAL_FILES = ("cifar-10-batches-py/test_batch", "MNIST/raw/train-images-idx3-ubyte")
 HAS_REAL_DATA = all((ROOT / "data" / file).exists() for file in REAL_FILES)
 CONFIGS = {"cnn_cifar10": cnn_cifar10.Config, "rnn_mnist": rnn_mnist.Config}
+SMALL_GRU = rnn_mnist.Config(cell="gru", hidden_size=8, lr=1e-2)
+SMALL_CNN = cnn_cifar10.Config(without="fc1", lr=1e-3, batch_size=32)
 
 torch.set_num_threads(1)
 
@@ -46,43 +46,26 @@ def real_data():
 # Processes and fixtures in the background
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # copied before a test changes it
-PROCESSES = set()  # those that are running
-IS_ENDING = threading.Event()
 BACKGROUND = {}  # functions by the names of their fixtures
 JOBS = {}  # futures by the names of their fixtures
 POOL = ThreadPoolExecutor(max_workers=1)
 FOLDER = TemporaryDirectory(ignore_cleanup_errors=True)
 
 
-def run_process(arguments, **options):
-    """Run a process that ends, with its children, when the test session ends; return a CompletedProcess.
-
-    options are those of subprocess.Popen. Standard output and standard error are captured as text.
-    """
-    if IS_ENDING.is_set():
-        raise RuntimeError("the test session is ending")
-    options = {"env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    with subprocess.Popen(arguments, start_new_session=True, **options) as process:
-        PROCESSES.add(process)
-        output, error = process.communicate()
-        PROCESSES.remove(process)
-    return subprocess.CompletedProcess(arguments, process.returncode, output, error)
-
-
-def run_command(*command, env=None, **options):
+def run_command(*command, env=None, cwd=ROOT, encoding=None):
     """Run a script as a user does; return its CompletedProcess with stdout and stderr as text.
 
-    env: variables that are added to the environment; options are those of subprocess.Popen.
+    env: variables that are added to the environment.
     """
     environment = {**ENVIRONMENT, "PYTHONWARNINGS": "default", **(env or {})}
-    return run_process([sys.executable, *map(str, command)], env=environment, **{"cwd": ROOT, **options})
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, env=environment, cwd=cwd, encoding=encoding, text=True, capture_output=True)
 
 
 def background_fixture(function):
     """Make a session fixture of function(folder), which is called in the background if a selected test needs it.
 
-    Tests and fixtures must name the fixture as an argument. The function must start processes with run_command or
-    run_process, so that they end with the session.
+    Tests and fixtures must name the fixture as an argument.
     """
     name = function.__name__
     BACKGROUND[name] = function
@@ -117,12 +100,8 @@ def pytest_runtestloop(session):
 
 
 def pytest_sessionfinish():
-    """End what still runs in the background, such as after a failure with -x."""
-    IS_ENDING.set()
+    """Start no further function in the background, such as after a failure with -x."""
     POOL.shutdown(wait=False, cancel_futures=True)
-    for process in list(PROCESSES):
-        with suppress(ProcessLookupError):  # it has just ended
-            os.killpg(process.pid, signal.SIGTERM)  # torchrun then ends its own children, too
 
 
 # Calling the scripts in this process
@@ -130,14 +109,12 @@ def pytest_sessionfinish():
 
 @contextmanager
 def restored_process():
-    """Forget the data that scripts read, and the warnings that they gave, before and after another script is called."""
+    """Forget the data that scripts read, before and after another script is called."""
     utils.load_data.cache_clear()
-    utils.warn_once.cache_clear()
     try:
         yield
     finally:
         utils.load_data.cache_clear()
-        utils.warn_once.cache_clear()
 
 
 @pytest.fixture
@@ -186,16 +163,6 @@ def assert_refused(outcome, words):
     assert status == 2
     assert words in error
     assert error.count("\n") == 1
-
-
-class Intruder:
-    """Code in a pickle: it makes a directory when it is loaded."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 # Reading a run's folder
@@ -266,20 +233,15 @@ def tiny_digits(digits):
     return small(digits, 640, 200)
 
 
-@pytest.fixture(scope="session")
-def tiny_pictures(pictures):
-    """A synthetic CIFAR-10 that is small enough to train on in a moment."""
-    return small(pictures, 320, 100)
-
-
 def use_as_synthetic(monkeypatch, data):
     """Let the scripts read data, a Dataset, in place of the synthetic data set."""
     monkeypatch.setattr(utils, "synthetic_splits", lambda size: [data.train, data.test])
 
 
 @pytest.fixture
-def tiny_data(tiny_digits, tiny_pictures, monkeypatch):
+def tiny_data(tiny_digits, pictures, monkeypatch):
     """Make the synthetic data sets small; the value is a dict of them by script."""
+    tiny_pictures = small(pictures, 320, 100)
     splits = {28: [tiny_digits.train, tiny_digits.test], 32: [tiny_pictures.train, tiny_pictures.test]}
     monkeypatch.setattr(utils, "synthetic_splits", splits.get)
     return {rnn_mnist: tiny_digits, cnn_cifar10: tiny_pictures}
@@ -302,50 +264,26 @@ NOISE_FLAGS = "--data synthetic --device cpu --cell gru --hidden-size 8 --lr 0.0
 
 
 @pytest.fixture
-def train_on_noise(call, tmp_path, monkeypatch):
-    """Return a function that calls rnn_mnist.py on noise: (exit status, standard output, standard error)."""
+def train(call, tmp_path, monkeypatch):
+    """Return a function that trains SMALL_GRU on noise: (exit status, standard output, standard error)."""
     use_as_synthetic(monkeypatch, noise_digits(320))
 
-    def train(*flags, runs_dir=tmp_path):
+    def run_rnn_mnist(*flags, runs_dir=tmp_path):
         return call(rnn_mnist, *NOISE_FLAGS.split(), "--runs-dir", runs_dir, *flags)
 
-    return train
+    return run_rnn_mnist
 
 
 @pytest.fixture(scope="session")
 def noise_run(tmp_path_factory):
     """The folder of a run that was trained for one epoch on the same noise."""
-    config = rnn_mnist.Config(cell="gru", hidden_size=8, lr=0.01)
-    return train_here(rnn_mnist, tmp_path_factory.mktemp("noise"), noise_digits(320), config, epochs=1)
+    return train_here(rnn_mnist, tmp_path_factory.mktemp("noise"), noise_digits(320), SMALL_GRU, epochs=1)
 
 
 @pytest.fixture
 def finished_run(noise_run, tmp_path):
-    """A copy of noise_run that a test may change."""
-    folder = tmp_path / "finished" / "rnn_mnist" / NOISE_NAME
-    shutil.copytree(noise_run, folder)
-    return folder
-
-
-def random_config(rng, config_class, largest=None):
-    """Return a valid Config at random; largest: smaller limits than the usual ones for whole numbers, by setting."""
-    values = {}
-    for spec in config_class.specs():
-        if rng.random() < 0.3:
-            values[spec.name] = spec.default
-        elif spec.choices:
-            values[spec.name] = rng.choice(list(spec.choices))
-        elif spec.type is int:
-            values[spec.name] = rng.randint(spec.minimum, (largest or {}).get(spec.name, spec.maximum))
-        elif spec.name == "lr":
-            values[spec.name] = 10 ** rng.uniform(-6, -2)
-        else:
-            values[spec.name] = rng.uniform(max(spec.minimum, -10), min(spec.maximum, 10))
-    if values["optimizer"] == "adam":
-        values["momentum"] = 0.0
-    if values.get("cell") == "rnn":
-        values["gates"] = "full"
-    return config_class(**values)
+    """A copy of noise_run that a test may change and that `train` continues."""
+    return Path(shutil.copytree(noise_run, tmp_path / "rnn_mnist" / NOISE_NAME))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The data sets: reading, the check of what was read, download, permuted pixels, and the synthetic set."""
+"""The data sets: reading, the check of what was read, download, and the synthetic set."""
 
 import gzip
 import hashlib
@@ -138,13 +138,6 @@ def is_official(data, server):
 # Reading
 
 
-def test_gray_is_bit_equal_to_pil():
-    images = np.random.default_rng(0).integers(256, size=(1100, 32, 32, 3), dtype=np.uint8)
-    images[0] = 0
-    images[1] = 255
-    assert np.array_equal(utils.rgb_to_gray(images), gray_by_pil(images))
-
-
 @each_set
 def test_real_sets_are_those_of_torchvision(real_data, name):
     data = load_data(name, "real", real_data)
@@ -156,37 +149,20 @@ def test_real_sets_are_those_of_torchvision(real_data, name):
             assert np.array_equal(split.images[index], expected[index][0])
 
 
-def replace_data(kind, name, path):
-    """Put other data in the place of a file of a set or, with some kinds, of the whole set."""
+@each_set
+@pytest.mark.parametrize("kind", ["flipped bit", "cut off", "other set"])
+def test_other_data_are_refused_with_their_path_and_left_alone(server, tmp_path, kind, name):
+    data_dir = tmp_path / "data"
+    shutil.copytree(server.data_dir, data_dir)
+    path = data_dir / FOLDERS[name] / FILES[name][2]
     content = path.read_bytes()
-    data_dir = path.parents[len(FOLDERS[name].split("/"))]
     if kind == "flipped bit":
         middle = len(content) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 128]) + content[middle + 1 :])
     elif kind == "cut off":
         path.write_bytes(content[:-10])
-    elif kind == "training file":
-        path.write_bytes((path.parent / FILES[name][0]).read_bytes())
-    elif kind == "other set":
+    else:
         WRITE[name](data_dir, seed=1)
-    elif kind == "processed folder":  # of an old torchvision; newer ones prefer it to the files
-        (data_dir / "MNIST/processed").mkdir()
-        train, test = write_mnist(data_dir.with_name("other"), seed=1)
-        torch.save(tuple(train), data_dir / "MNIST/processed/training.pt")
-        torch.save(tuple(test), data_dir / "MNIST/processed/test.pt")
-
-
-KINDS = ("flipped bit", "cut off", "training file", "other set")
-OTHER_DATA = [(kind, name, file) for kind in KINDS for name, file in (("cifar10", 5), ("mnist", 2))]
-OTHER_DATA += [("flipped bit", "mnist", 0), ("flipped bit", "mnist", 1), ("flipped bit", "mnist", 3)]
-OTHER_DATA += [("processed folder", "mnist", 0)]
-
-
-@pytest.mark.parametrize(("kind", "name", "file"), OTHER_DATA)
-def test_other_data_are_refused_with_their_path_and_left_alone(server, tmp_path, kind, name, file):
-    data_dir = tmp_path / "data"
-    shutil.copytree(server.data_dir, data_dir)
-    replace_data(kind, name, data_dir / FOLDERS[name] / FILES[name][file])
     before = read_files(data_dir)
     with pytest.raises(utils.InputError) as refused:
         load_data(name, "auto", data_dir)
@@ -239,7 +215,6 @@ def test_a_failed_download_names_the_path_or_falls_back(server, tmp_path, monkey
     output = capsys.readouterr().out
     assert reason in output
     assert utils.synthetic_notice(name) in output
-    assert [path for path in data_dir.rglob("*") if path.is_dir() and not any(path.iterdir())] == []
     assert socket.getdefaulttimeout() is None
     assert time.monotonic() - start < 8
 
@@ -270,24 +245,7 @@ def test_while_one_process_downloads_a_set_others_wait(server, tmp_path, capsys,
     assert "downloading" not in capsys.readouterr().out
 
 
-# Permuted pixels and the synthetic set
-
-
-@each_set
-def test_permuted_pixels_have_one_order_for_all_images(server, name):
-    usual = load_data(name, "synthetic", None)
-    permuted = load_data(name, "synthetic", None, "permuted")
-    place = {pixel.tobytes(): index for index, pixel in enumerate(usual.train.images.flatten(1).T.numpy())}
-    order = [place[pixel.tobytes()] for pixel in permuted.train.images.flatten(1).T.numpy()]
-    assert sorted(order) == list(range(len(place))), "every pixel appears once"
-    assert sum(index == pixel for index, pixel in enumerate(order)) < 10
-    torch.manual_seed(1)  # the seed of a run does not matter
-    for mode in ("synthetic", "real"):
-        usual = load_data(name, mode, server.data_dir)
-        permuted = load_data(name, mode, server.data_dir, "permuted")
-        for before, after in ((usual.train, permuted.train), (usual.test, permuted.test)):
-            images = before.images.flatten(1)[:, order].view_as(before.images)
-            assert same(after, utils.Split(images, before.labels))
+# The synthetic set
 
 
 @each_set

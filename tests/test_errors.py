@@ -1,12 +1,10 @@
 """Mistakes of users and damaged files: the right exit status, one line that helps, and nothing lost."""
 
-import errno
 import os
 import pickle
 import random
 import shlex
-import shutil
-from pathlib import Path
+from functools import partial
 
 import cnn_cifar10
 import rnn_mnist
@@ -15,10 +13,7 @@ import visualize
 
 import pytest
 import torch
-from conftest import NOISE_NAME, Intruder, assert_refused, noise_digits, read_files, read_rows, same, train_here
-
-CONFIG = rnn_mnist.Config(cell="gru", hidden_size=8, lr=0.01)  # that of NOISE_NAME
-
+from conftest import SMALL_GRU, assert_refused, read_files, read_rows, same
 
 # The command line
 
@@ -26,32 +21,31 @@ CONFIG = rnn_mnist.Config(cell="gru", hidden_size=8, lr=0.01)  # that of NOISE_N
 @pytest.mark.parametrize(
     ("script", "flags", "message"),
     [
-        (cnn_cifar10, "--cell gru", "error: unknown argument --cell"),
-        (cnn_cifar10, "--epochs 3 4", "error: unknown argument 4"),
-        (rnn_mnist, "--precision fp32", "error: unknown argument --precision"),
-        (rnn_mnist, "--dataset mnist", "error: unknown argument --dataset"),
-        (cnn_cifar10, "--optimizer adam Adam", "error: --optimizer must be one of adam, sgd, not Adam"),
-        (cnn_cifar10, "--data none", "error: argument --data: invalid choice: 'none'"),
-        (cnn_cifar10, "--lr fast", "error: argument --lr: invalid float value: 'fast'"),
-        (rnn_mnist, "--seed 0x10", "error: argument --seed: invalid int value: '0x10'"),
-        (cnn_cifar10, "--runs-dir", "error: argument --runs-dir: expected one argument"),
-        (cnn_cifar10, "--lr 1e-3 0 1e-4", "error: --lr must be between 1e-12 and 1e12, not 0"),
-        (cnn_cifar10, "--lr 1e999", "error: --lr must be between 1e-12 and 1e12, not inf"),
-        (cnn_cifar10, "--epochs 0", "error: --epochs must be between 1 and 999, not 0"),
-        (rnn_mnist, "--hidden-size 5 4097", "error: --hidden-size must be between 1 and 4096, not 4097"),
-        (visualize, "", "error: the following arguments are required: RUN"),
+        (rnn_mnist, "--precision fp32", "unknown argument --precision; see --help"),
+        (cnn_cifar10, "--epoch=3", "unknown argument --epoch; did you mean --epochs?; see --help"),
+        (cnn_cifar10, "--data none", "argument --data: invalid choice: 'none'"),
+        (cnn_cifar10, "--lr fast", "argument --lr: invalid float value: 'fast'"),
+        (cnn_cifar10, "--lr 1e-3 0 1e-4", "--lr must be between 1e-12 and 1e12, not 0"),
+        (cnn_cifar10, "--epochs 0", "--epochs must be between 1 and 999, not 0"),
+        (cnn_cifar10, "--runs-dir=", "argument --runs-dir: the name of the folder is empty"),
+        (rnn_mnist, "--cell gru LSTM", "--cell must be one of rnn, gru, lstm, not LSTM; did you mean lstm?"),
+        (rnn_mnist, "--gates input", "--gates input needs --cell gru or lstm; a plain RNN has no gates"),
+        (rnn_mnist, "--momentum 0.9", "--momentum 0.9 needs --optimizer sgd"),
+        (visualize, "", "the following arguments are required: RUN"),
     ],
 )
-def test_an_invalid_command_line_ends_with_status_2_and_one_line(call, script, flags, message):
-    assert_refused(call(script, *shlex.split(flags)), f"{script.__name__}.py: {message}")
+def test_an_invalid_command_line_is_refused_with_a_hint(script, flags, message, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(call(script, *flags.split()), f"{script.__name__}.py: error: {message}")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags", ["--data synthetic --runs-dir {file}", "--data real --data-dir {file}/data"])
-def test_a_folder_that_cannot_be_written_is_named(train_on_noise, tmp_path, flags):
+def test_a_folder_that_cannot_be_written_is_named(train, tmp_path, flags):
     file = tmp_path / "file"
     file.write_text("mine")
     flags = shlex.split(flags.format(file=file))
-    assert_refused(train_on_noise("--runs-dir", tmp_path / "runs", *flags), f"error: {file}/")
+    assert_refused(train("--runs-dir", tmp_path / "runs", *flags), f"error: {file}/")
     assert file.read_text() == "mine"
 
 
@@ -63,35 +57,46 @@ def flip_bit(content, bit):
     return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
 
 
+class Intruder:
+    """Code in a pickle: it makes a directory when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
 def damage(path, kind):
-    """Damage a file of tensors, or put something else in its place."""
+    """Damage a checkpoint, or put something else in its place."""
     if kind == "cut off":
         path.write_bytes(path.read_bytes()[:-100])
-    elif kind == "flipped bit":
-        path.write_bytes(flip_bit(path.read_bytes(), 4 * path.stat().st_size))
-    elif kind == "empty":
-        path.write_bytes(b"")
     elif kind == "code in a pickle":
         path.write_bytes(pickle.dumps(Intruder(path.with_name("intruder"))))
     elif kind == "code in an archive":
-        torch.save({"weights": Intruder(path.with_name("intruder"))}, path)
+        torch.save({"state": Intruder(path.with_name("intruder"))}, path)
     elif kind == "list":
         torch.save([1, 2, 3], path)
-    elif kind == "no weights":
+    elif kind == "no state":
         torch.save({"fc.bias": torch.ones(10)}, path)
+    elif kind == "other network":
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["state"]["model"] = rnn_mnist.RowReader(rnn_mnist.Config(cell="gru", hidden_size=12)).state_dict()
+        torch.save(checkpoint, path)
 
 
+@pytest.mark.parametrize("script", [rnn_mnist, visualize])
 @pytest.mark.parametrize(
-    "kind", ["cut off", "flipped bit", "empty", "code in a pickle", "code in an archive", "list", "no weights"]
+    "kind", ["cut off", "code in a pickle", "code in an archive", "list", "no state", "other network"]
 )
-def test_a_damaged_file_of_tensors_is_refused_and_runs_no_code(tmp_path, kind):
-    path = tmp_path / "tensors.pt"
-    utils.save_tensors(path, {"weights": torch.ones(1000)})
+def test_a_damaged_checkpoint_is_named_and_runs_no_code(script, kind, call, train, finished_run):
+    path = finished_run / "checkpoint.pt"
     damage(path, kind)
-    with pytest.raises(utils.InputError) as refused:
-        utils.load_tensors(path, {"weights"})
-    assert str(refused.value) == f"{path} is damaged or from another program; train the run again with --fresh"
-    assert not (tmp_path / "intruder").exists()
+    before = read_files(finished_run)
+    outcome = train("--epochs", 2) if script is rnn_mnist else call(script, finished_run)
+    assert_refused(outcome, f"error: {path} is damaged or from other settings; delete it\n")
+    assert read_files(finished_run) == before
+    assert not (finished_run / "intruder").exists()
 
 
 def test_a_changed_bit_is_found_or_changes_no_value(tmp_path):
@@ -113,93 +118,23 @@ def test_a_changed_bit_is_found_or_changes_no_value(tmp_path):
     assert refused > 500
 
 
-@pytest.fixture(scope="session")
-def two_epochs(tmp_path_factory):
-    """The folder of a run that was trained on noise for two epochs."""
-    return train_here(rnn_mnist, tmp_path_factory.mktemp("two_epochs"), noise_digits(320), CONFIG)
-
-
-@pytest.fixture
-def folder(two_epochs, tmp_path):
-    """A copy of two_epochs that a test may change."""
-    return Path(shutil.copytree(two_epochs, tmp_path / "rnn_mnist" / NOISE_NAME))
-
-
-@pytest.fixture
-def use(call, train_on_noise, folder):
-    """Return a function that continues the run in folder, or draws its figures: (exit status, output, error)."""
-
-    def use_for(purpose):
-        if purpose == "training":
-            return train_on_noise("--epochs", 3, runs_dir=folder.parents[1])
-        return call(visualize, folder)
-
-    return use_for
-
-
-@pytest.mark.parametrize("purpose", ["training", "figures"])
-@pytest.mark.parametrize("kind", ["flipped bit", "cut off", "other network"])
-def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(use, folder, purpose, kind):
-    path = folder / "checkpoint.pt"
-    if kind == "other network":
-        checkpoint = torch.load(path, weights_only=True)
-        checkpoint["state"]["model"] = rnn_mnist.RowReader(rnn_mnist.Config(cell="gru", hidden_size=12)).state_dict()
-        torch.save(checkpoint, path)
-        message = f"error: {path}: the weights do not fit the settings; train the run again with --fresh"
-    else:
-        damage(path, kind)
-        message = f"error: {path} is damaged or from another program; train the run again with --fresh"
-    before = read_files(folder)
-    assert_refused(use(purpose), message)
-    assert read_files(folder) == before
-
-
-def test_damaged_metrics_without_a_checkpoint_are_named(use, folder):
-    (folder / "checkpoint.pt").unlink()
-    (folder / "metrics.csv").write_text(",".join(utils.METRIC_COLUMNS) + "\n1,2\n")
-    assert_refused(use("figures"), f"error: {folder / 'metrics.csv'} is damaged")
-
-
 @pytest.mark.parametrize("file", ["config.json", "metrics.csv"])
 @pytest.mark.parametrize("content", ["", '{"script": 3}', "epoch,train_loss\n1,2\n", "x" * 200_000])
-def test_what_follows_from_the_checkpoint_is_repaired(use, folder, two_epochs, file, content):
-    (folder / file).write_text(content)
-    status, _, error = use("training")
+def test_what_follows_from_the_checkpoint_is_repaired(train, finished_run, file, content):
+    rows = read_rows(finished_run)
+    (finished_run / file).write_text(content)
+    status, _, error = train("--epochs", 2)
     assert (status, error) == (0, "")
-    assert read_rows(folder)[:2] == read_rows(two_epochs)
-    config, conditions = utils.read_config(folder, visualize.CONFIGS)
-    assert (config, conditions.epochs) == (CONFIG, 3)
+    assert read_rows(finished_run)[:1] == rows
+    config, conditions = utils.read_config(finished_run, visualize.CONFIGS)
+    assert (config, conditions.epochs) == (SMALL_GRU, 2)
 
 
-# Lack of space and memory
-
-
-def test_a_full_disk_is_named_by_the_path_and_keeps_the_old_file(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    path = tmp_path / "checkpoint.pt"
-    path.write_text("old")
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left on device") as failed:
-        utils.write_atomically(path, b"new")
-    reason = "No space left on device; free some space and run the same command again"
-    assert utils.describe_error(failed.value) == (1, f"error: {path}: {reason}")
-    assert path.read_text() == "old"
-
-
-def allocate_tensor(*_, **__):
-    return torch.empty(2**60, dtype=torch.uint8)
-
-
-def allocate_bytes(*_, **__):
-    return bytearray(2**60)
-
-
-@pytest.mark.parametrize("allocate", [allocate_tensor, allocate_bytes])
+@pytest.mark.usefixtures("finished_run")
+@pytest.mark.parametrize("allocate", [partial(torch.empty, dtype=torch.uint8), bytearray], ids=["tensor", "bytes"])
 @pytest.mark.parametrize(("owner", "name"), [(rnn_mnist.RowReader, "rows"), (torch, "load")])
-def test_too_little_memory_is_said_in_one_line_and_is_no_damage(use, monkeypatch, owner, name, allocate):
-    monkeypatch.setattr(owner, name, allocate)
-    status, _, error = use("training")
+def test_too_little_memory_is_said_in_one_line_and_is_no_damage(train, monkeypatch, owner, name, allocate):
+    monkeypatch.setattr(owner, name, lambda *_, **__: allocate(2**60))
+    status, _, error = train("--epochs", 2)
     assert (status, error.count("\n")) == (1, 1)
     assert "error: not enough memory; close other programs, or use a smaller network or --batch-size" in error

@@ -1,10 +1,9 @@
 """Settings: from one field of a script's Config follow the flag, the grid, names, captions and config.json."""
 
-import json
 import random
 import re
 import shlex
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 
 import cnn_cifar10
@@ -13,7 +12,7 @@ import utils
 from utils import setting
 
 import pytest
-from conftest import CONFIGS, assert_refused, random_config, read_files
+from conftest import CONFIGS, assert_refused, read_files
 
 
 @dataclass(frozen=True)
@@ -33,47 +32,48 @@ LONGER_RNN = SimpleNamespace(
 )
 each_script = pytest.mark.parametrize("script", [cnn_cifar10, rnn_mnist, LONGER_RNN], ids=["cnn", "rnn", "longer_rnn"])
 each_config = pytest.mark.parametrize("config_class", [CNN, RNN, DropoutConfig])
-SHARED = "--pixels --optimizer --lr --momentum --batch-size --seed --epochs --data --data-dir --runs-dir --device"
 RNN_RECORD = b'{"script": "rnn_mnist", "settings": {%s}, "conditions": {}}'
-RECURRENT = "--cell --hidden-size --rows-before --rows-after --keep-bias --gates"
+
+
+def random_config(rng, config_class, largest=None):
+    """Return a valid Config at random; largest: smaller limits than the usual ones for whole numbers, by setting."""
+    values = {}
+    for spec in config_class.specs():
+        if rng.random() < 0.3:
+            values[spec.name] = spec.default
+        elif spec.choices:
+            values[spec.name] = rng.choice(list(spec.choices))
+        elif spec.type is int:
+            values[spec.name] = rng.randint(spec.minimum, (largest or {}).get(spec.name, spec.maximum))
+        elif spec.name == "lr":
+            values[spec.name] = 10 ** rng.uniform(-6, -2)
+        else:
+            values[spec.name] = rng.uniform(max(spec.minimum, -10), min(spec.maximum, 10))
+    if values["optimizer"] == "adam":
+        values["momentum"] = 0.0
+    if values.get("cell") == "rnn":
+        values["gates"] = "full"
+    return config_class(**values)
 
 
 # The command line
 
 
 @pytest.mark.parametrize(
-    ("script", "own_flags", "defaults"),
+    ("script", "defaults"),
     [
-        (cnn_cifar10, "--dataset --without --precision", {"--lr": "1e-4", "--dataset": "cifar10"}),
-        (rnn_mnist, RECURRENT, {"--lr": "1e-3", "--hidden-size": "30", "--keep-bias": "PyTorch's initialisation"}),
-        (LONGER_RNN, f"--dropout {RECURRENT}", {"--dropout": "0"}),
+        (cnn_cifar10, {"--lr": "1e-3", "--dataset": "cifar10", "--precision": "auto"}),
+        (LONGER_RNN, {"--lr": "1e-3", "--keep-bias": "PyTorch's initialisation", "--dropout": "0"}),
     ],
 )
-def test_help_shows_every_flag_and_its_default(call, script, own_flags, defaults):
+def test_help_shows_every_flag_and_its_default(call, script, defaults):
     status, output, error = call(script, "--help")
     flags = dict(re.findall(r"^  (--\S+)(.*?)(?=^  -|\Z)", output, re.DOTALL | re.MULTILINE))
     assert (status, error) == (0, "")
-    assert flags.keys() == {*own_flags.split(), *SHARED.split(), "--report", "--fresh"}
+    assert flags.keys() >= {"--" + field.name.replace("_", "-") for field in fields(script.Config)}
     assert {flag for flag, text in flags.items() if "(default:" not in text} == {"--report", "--fresh"}
     for flag, default in defaults.items():
         assert " ".join(flags[flag].split()).endswith(f"(default: {default})")
-
-
-@pytest.mark.parametrize(
-    ("script", "flags", "hint"),
-    [
-        (rnn_mnist, "--cell LSTM", "--cell must be one of rnn, gru, lstm, not LSTM; did you mean lstm?"),
-        (rnn_mnist, "--hiden-size 5", "unknown argument --hiden-size; did you mean --hidden-size?; see --help"),
-        (cnn_cifar10, "--epoch=3", "unknown argument --epoch=3; did you mean --epochs?; see --help"),
-        (cnn_cifar10, "--runs-dir=", "argument --runs-dir: the name of the folder is empty"),
-        (rnn_mnist, "--gates input", "--gates input needs --cell gru or lstm; a plain RNN has no gates"),
-        (rnn_mnist, "--momentum 0.9", "--momentum 0.9 needs --optimizer sgd"),
-    ],
-)
-def test_mistakes_are_refused_with_a_hint(call, script, flags, hint, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert_refused(call(script, *flags.split(), "--data", "synthetic", "--epochs", 1), hint)
-    assert not list(tmp_path.iterdir())
 
 
 def test_several_values_make_every_combination_once(requested):
@@ -117,7 +117,7 @@ def test_the_command_of_an_experiment_asks_for_it_alone(script, requested):
 @pytest.mark.parametrize(
     ("config", "name", "caption"),
     [
-        (CNN(seed=12), "adam_lr1e-4_seed12", "LeNet-5 on CIFAR-10, Adam, learning rate 1e-4"),
+        (CNN(seed=12), "adam_lr1e-3_seed12", "LeNet-5 on CIFAR-10, Adam, learning rate 1e-3"),
         (
             CNN(dataset="mnist", optimizer="sgd", lr=0.02, momentum=0.9, batch_size=64),
             "mnist_sgd_lr0.02_momentum0.9_batch64_seed0",
@@ -181,48 +181,27 @@ def test_a_setting_has_only_values_that_its_declaration_allows(config_class):
                 config_class(**{spec.name: value}, **others)
 
 
-def write_config(folder, config, without=(), **more):
-    """Write a config.json as a run does, without some settings and with more of them."""
-    settings = {name: value for name, value in asdict(config).items() if name not in without}
-    record = {"script": config.script, "settings": {**settings, **more}, "conditions": {"epochs": 3, "device": "cpu"}}
-    (folder / "config.json").write_text(json.dumps(record))
-
-
-@each_script
-def test_config_json_is_read_back(script, tmp_path):
-    rng = random.Random(1)
-    for config in [script.Config(), *(random_config(rng, script.Config) for _ in range(20))]:
-        write_config(tmp_path, config)
-        restored = utils.read_config(tmp_path, {script.__name__: script.Config})
-        assert restored == (config, SimpleNamespace(epochs=3, device="cpu"))
-
-
 def test_older_runs_have_the_defaults_of_newer_settings(tmp_path):
-    """A setting that has become a fixed attribute is accepted with the same value."""
-    write_config(tmp_path, RNN(cell="gru", seed=3), without=("gates",), dataset="mnist")
-    assert utils.read_config(tmp_path, {"rnn_mnist": DropoutConfig})[0] == DropoutConfig(cell="gru", seed=3)
-    write_config(tmp_path, CNN(seed=3), without=("dataset", "pixels"))
-    assert utils.read_config(tmp_path, CONFIGS)[0] == CNN(seed=3)
+    """A setting that has become a fixed attribute, such as dataset, is accepted with the same value."""
+    (tmp_path / "config.json").write_bytes(RNN_RECORD % b'"cell": "gru", "seed": 3, "dataset": "mnist"')
+    assert utils.read_config(tmp_path, CONFIGS)[0] == RNN(cell="gru", seed=3)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "No such file or directory"),
-        (b"", "does not fit this version of the project"),
         (b"\xff\xfe{", "does not fit this version of the project"),
-        (b'{"hidden_size": 768}', r"does not fit this version of the project \('script'\)"),
-        (b'{"script": "gan", "settings": {}, "conditions": {}}', r"does not fit this version of the project \('gan'\)"),
+        (b'{"script": "gan", "settings": {}, "conditions": {}}', "does not fit this version of the project .*'gan'"),
         (RNN_RECORD % b'"dropout": 0.5', "does not fit this version of the project .*'dropout'"),
         (RNN_RECORD % b'"dataset": "cifar10"', "does not fit this version of the project .*'dataset'"),
         (RNN_RECORD % b'"cell": "elman"', "--cell must be one of rnn, gru, lstm, not elman"),
         (RNN_RECORD % b'"lr": "fast"', "does not fit this version of the project"),
     ],
+    ids=["bytes", "script", "unknown-setting", "other-fixed-value", "value", "type"],
 )
 def test_a_foreign_config_json_is_refused_and_named(tmp_path, content, reason):
     path = tmp_path / "config.json"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(utils.InputError, match=f"^{path}.*{reason}"):
         utils.read_config(tmp_path, CONFIGS)
 

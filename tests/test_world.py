@@ -1,8 +1,8 @@
 """Other people's machines: folders, environments, streams and file systems. They change no result."""
 
-import errno
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import utils
 import visualize
 
 import pytest
-from conftest import NOISE_NAME, ROOT, assert_refused, background_fixture, read_rows, run_command, run_process
+from conftest import ENVIRONMENT, ROOT, assert_refused, background_fixture, read_rows, run_command
 from test_data import write_official_sets
 
 SMALL = "--data synthetic --hidden-size 5 --epochs 1 --batch-size 1000"
@@ -64,13 +64,6 @@ def test_printed_commands_can_be_pasted_where_the_script_was_called(linked_suite
 
 
 @needs_links
-def test_a_script_that_is_a_link_names_scripts_that_exist(tmp_path, monkeypatch):
-    (tmp_path / "train.py").symlink_to(ROOT / "rnn_mnist.py")
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
-    assert Path(shlex.split(utils.shell_command("python", "visualize.py", "runs"))[1]).exists()
-
-
-@needs_links
 def test_a_link_to_a_missing_folder_is_named_as_such(call, tmp_path):
     for name, mode in (("data", "real"), ("runs", "synthetic")):
         (tmp_path / name).symlink_to(tmp_path / "drive" / name)
@@ -81,7 +74,7 @@ def test_a_link_to_a_missing_folder_is_named_as_such(call, tmp_path):
 # Environments
 
 IMPORT_AND_LOOK = """
-import logging, os, socket, sys, warnings
+import logging, os, sys, warnings
 from pathlib import Path
 import filelock, matplotlib.figure, matplotlib.ticker, numpy, PIL.Image, torch, tqdm
 
@@ -90,11 +83,8 @@ def process_state():
         "environment": dict(os.environ),
         "warnings": list(warnings.filters),
         "logging": (logging.root.manager.disable, logging.root.level, list(logging.root.handlers)),
-        "hooks": (sys.excepthook, warnings.showwarning),
-        "streams": (sys.stdout, sys.stdout.errors, sys.stderr, sys.stderr.errors),
         "matplotlib": dict(matplotlib.rcParams),
-        "torch": (torch.get_num_threads(), torch.get_rng_state().tolist(), torch.is_grad_enabled()),
-        "sockets": socket.getdefaulttimeout(),
+        "torch": (torch.get_num_threads(), torch.is_grad_enabled()),
     }
 
 before = process_state()
@@ -125,62 +115,33 @@ def test_a_users_matplotlib_settings_change_no_picture(tmp_path, finished_run, c
 
 
 @pytest.mark.parametrize(
-    ("processes", "variable", "parent", "threads", "cores", "quota", "expected"),
-    [
-        ("", None, None, 6, 6, "max 100000", 6),
-        ("", None, None, 6, 6, "50000 100000", 1),
-        ("", "5", None, 5, 6, "200000 100000", 5),
-        ("2", "1", b"HOME=/root\0", 1, 1, "max 100000", 1),
-        ("2", "1", b"HOME=/root\0", 1, 8, "max 100000", 4),
-        ("2", "1", b"HOME=/root\0", 1, 8, "400000 100000", 2),
-        ("2", "1", b"HOME=/root\0OMP_NUM_THREADS=1\0", 1, 8, "400000 100000", 1),
-        ("2", "3", b"HOME=/root\0OMP_NUM_THREADS=3\0", 3, 8, "400000 100000", 3),
-        ("2", "3", None, 3, 8, "400000 100000", 3),
-        ("2", "1", None, 1, 8, "no such file", 4),
-    ],
+    ("omp_num_threads", "container_limit", "expected"),
+    [("", "max 100000", 6), ("", "150000 100000", 2), ("5", "200000 100000", 5)],
+    ids=["all-cores", "container", "OMP_NUM_THREADS"],
 )
-def test_threads_are_those_asked_for_or_a_share_of_the_cores(
-    monkeypatch, processes, variable, parent, threads, cores, quota, expected
-):
-    """variable: OMP_NUM_THREADS; parent: the environment that torchrun was started with, None: it cannot be read."""
-
-    def read_environment(path):
-        if parent is None:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return parent
-
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if variable:
-        monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    monkeypatch.setattr(utils.torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
-    monkeypatch.setattr(Path, "read_bytes", read_environment)
-    monkeypatch.setattr(Path, "read_text", lambda *_: quota)  # the limit of the container
+def test_threads_are_those_asked_for_or_those_of_the_container(monkeypatch, omp_num_threads, container_limit, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", omp_num_threads)
+    monkeypatch.setattr(utils.torch, "get_num_threads", lambda: int(omp_num_threads or 6))
+    monkeypatch.setattr(Path, "read_text", lambda _: container_limit)
     assert utils.available_threads() == expected
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"])
-def test_a_variable_that_is_no_number_is_refused_in_one_line(train_on_noise, monkeypatch, tmp_path, name):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(name, "two")
-    outcome = train_on_noise("--epochs", 1, "--seed", 0, 1)
-    assert_refused(outcome, f"error: the environment variable {name} must be a number, not 'two'; unset it")
+@pytest.mark.parametrize(("rank", "size"), [("0", "two"), ("one", "2")])
+def test_a_variable_that_is_no_number_is_refused_in_one_line(train, monkeypatch, tmp_path, rank, size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    outcome = train("--epochs", 1, "--seed", 0, 1)
+    assert_refused(outcome, f"error: RANK={rank} and WORLD_SIZE={size} must be numbers; unset these environment var")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rank_without_a_world_size_changes_nothing(train_on_noise, monkeypatch, tmp_path):
-    """One of the two runs fails: it cannot be locked, since there is a folder in place of the lock."""
-    (tmp_path / "rnn_mnist" / NOISE_NAME.replace("seed0", "seed1") / ".lock").mkdir(parents=True)
-    flags = ("--epochs", 1, "--seed", 0, 1)
-    status, output, error = train_on_noise(*flags)
+@pytest.mark.parametrize("size", ["", "1"])
+def test_a_rank_that_was_left_over_changes_no_output(train, monkeypatch, size):
     monkeypatch.setenv("RANK", "3")
-    outcome = train_on_noise(*flags, "--fresh")
-    assert (outcome[0], outcome[2]) == (status, error)
-    assert status == 2
-    results = output[output.index("Test accuracy in %") :]
-    assert outcome[1].endswith(results)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    status, output, error = train("--epochs", 1)
+    assert (status, error) == (0, "")
+    assert "Test accuracy in % after epoch 1" in output
 
 
 # Streams
@@ -194,7 +155,8 @@ def broken_streams(folder):
     done = {}
     for name, redirection in REDIRECTIONS.items():
         command = shlex.join([sys.executable, str(ROOT / "rnn_mnist.py"), *SMALL.split(), "--runs-dir", name])
-        done[name] = run_process(["bash", "-c", f"{command} {redirection}"], cwd=folder)
+        shell = ["bash", "-c", f"{command} {redirection}"]
+        done[name] = subprocess.run(shell, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True)
     return done, folder
 
 
@@ -208,48 +170,13 @@ def test_streams_that_are_closed_or_full_end_no_training(broken_streams, name):
 
 @background_fixture
 def other_encoding(folder):
-    """Training on a screen that cannot show the folder's name, with variables of torchrun that are empty."""
+    """Training on a screen that cannot show the folder's name."""
     variables = {"PYTHONIOENCODING": "cp1252", "MPLBACKEND": "module://nowhere.backend_inline"}
-    variables |= {"LOCAL_WORLD_SIZE": "", "WORLD_SIZE": "", "RANK": ""}
     flags = (*SMALL.split(), "--seed", 0, 1, "--runs-dir", folder / "wyniki_łódź")
     return run_command("-W", "error", "rnn_mnist.py", *flags, env=variables, encoding="cp1252")
 
 
-def test_names_that_the_screen_cannot_show_are_escaped(other_encoding):
+def test_a_screen_that_cannot_show_a_name_ends_no_training(other_encoding):
     assert (other_encoding.returncode, other_encoding.stderr) == (0, "")
     assert r"wyniki_\u0142" in other_encoding.stdout
-
-
-# File systems
-
-
-def test_a_complete_run_needs_no_lock_and_others_are_trained(train_on_noise, finished_run):
-    """A folder in place of the lock stands for a run that may only be read, since root may write everything."""
-    runs_dir = finished_run.parents[1]
-    (finished_run / ".lock").unlink(missing_ok=True)
-    (finished_run / ".lock").mkdir()
-    locked = finished_run.with_name(NOISE_NAME.replace("seed0", "seed1"))
-    (locked / ".lock").mkdir(parents=True)
-    status, output, error = train_on_noise("--epochs", 1, "--seed", 0, 1, 2, runs_dir=runs_dir)
-    assert status == 2
-    assert f"{finished_run}: complete after epoch 1" in output
-    first, second = error.splitlines()
-    assert first.startswith(f"error: {locked / '.lock'}: ")
-    assert second == "rnn_mnist.py: error: 1 of 3 runs could not be trained, for the reasons given above"
-    assert len(read_rows(finished_run.with_name(NOISE_NAME.replace("seed0", "seed2")))) == 1
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-def test_without_locks_training_warns_once_and_goes_on(train_on_noise, monkeypatch, tmp_path, number):
-    class NoLock:
-        def __init__(self, path):
-            self.path = path
-
-        def acquire(self, timeout):
-            raise OSError(number, os.strerror(number), str(self.path))
-
-    monkeypatch.setattr(utils, "FileLock", NoLock)
-    status, output, error = train_on_noise("--epochs", 1, "--seed", 0, 1)
-    assert (status, error) == (0, "")
-    assert output.count("this file system has no locks") == 1
-    assert len(read_rows(tmp_path / "rnn_mnist" / NOISE_NAME)) == 1
+    assert "Test accuracy in % after epoch 1" in other_encoding.stdout
