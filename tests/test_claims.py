@@ -16,7 +16,7 @@ from visualize import FAILS, HOLDS, UNDECIDED, Comparison, Measurements
 import numpy as np
 import pytest
 from conftest import ROOT, assert_refused
-from test_comparison import GRU, LSTM, RNN, groups_in, invent_run, invent_seeds, invent_table
+from test_comparison import GRU, LSTM, RNN, groups_in, invent_run, invent_seeds
 
 
 def brute_force_p(first, second, margin, paired):
@@ -35,26 +35,27 @@ def test_p_values_and_intervals_are_those_of_all_permutations(paired):
     values = np.random.default_rng(3).integers(0, 9, (3, 2, 6)) / 10  # whose sums are rounded
     for margin, (first, second) in zip((-0.1, 0, 0.1), values.tolist(), strict=True):
         second = second if paired else second[1:]
-        critical = visualize.critical_differences(first, second, paired)
-        expected = (brute_force_p(first, second, margin, paired), brute_force_p(second, first, -margin, paired))
-        assert visualize.p_values(critical, margin) == pytest.approx(expected)
-        low, high = visualize.confidence_interval(critical)
+        *p_values, (low, high) = visualize.permutation_test(first, second, margin, paired)
+        expected = [brute_force_p(first, second, margin, paired), brute_force_p(second, first, -margin, paired)]
+        assert p_values == pytest.approx(expected)
         for end, is_rejected in ((low + 1e-6, False), (high - 1e-6, False), (low - 1e-6, True), (high + 1e-6, True)):
             p = min(brute_force_p(first, second, end, paired), brute_force_p(second, first, -end, paired))
             assert (p <= 0.05) == is_rejected
 
 
-@pytest.mark.parametrize("paired", [False, True])
-def test_of_too_many_permutations_the_same_random_ones_are_drawn(paired, monkeypatch):
-    first, second = np.random.default_rng(1).normal([[0.4], [0]], 1, (2, 9))
-    monkeypatch.setattr(visualize, "MAX_PERMUTATIONS", 400)
+# Pairs, and values in each of two samples: up to 200,000 permutations are exact, beyond them as many are random.
+@pytest.mark.parametrize(("paired", "size", "is_exact"), [(True, 17, True), (True, 18, False), (False, 11, False)])
+def test_of_too_many_permutations_the_same_random_ones_are_drawn(paired, size, is_exact):
+    first, second = np.random.default_rng(1).normal([[0.4], [0]], 1, (2, size))
     found = []
     for _ in range(2):
         visualize.permutations.cache_clear()
-        found.append(visualize.p_values(visualize.critical_differences(first, second, paired), 0)[0])
+        found.append(visualize.permutation_test(first, second, 0, paired)[0])
     visualize.permutations.cache_clear()
-    assert found[0] == found[1] == pytest.approx(brute_force_p(first, second, 0, paired), abs=0.1)
-    assert found[0] * 401 == pytest.approx(round(found[0] * 401)), "400 random ones and the measured one"
+    expected = brute_force_p(first, second, 0, paired)
+    assert found[0] == found[1] == pytest.approx(expected, abs=1e-9 if is_exact else 0.005)
+    count = 2**size if is_exact else 200_001  # random ones and the measured one
+    assert found[0] * count == pytest.approx(round(found[0] * count), abs=1e-6)
 
 
 def test_similar_values_differ_by_less_than_a_margin():
@@ -89,14 +90,6 @@ def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_value
     parts = [Comparison("", HOLDS, p=p) for p in p_values]
     monkeypatch.setattr(claims, "CLAIMS", {"1": ("", "", lambda runs: parts)})
     assert re.search(rf"\b{kept} \w+\s+significant", claims.format_claims({}))
-
-
-def test_a_second_claim_of_one_number_is_refused():
-    with pytest.raises(ValueError, match="P1"):
-        claims.claim("P1", claims.GATES, "")(list)
-
-
-# The claims on made-up runs
 
 
 class AskedRuns(dict):
@@ -167,39 +160,6 @@ def test_verdicts_follow_from_the_accuracies(tmp_path, is_opposite):
         assert (
             "| GRU, B = 4: 87.72 % (87.70 to 87.74, 5 seeds) | +33.70 points (+33.68 to +33.72) | LSTM, B = 2:" in text
         )
-
-
-@pytest.mark.parametrize(
-    ("test", "part", "first", "second", "paired"),
-    [
-        (claims.best_rate_of_rnn, 1, RNN(5), RNN(5, lr=1e-4), True),
-        (claims.gated_cells_win, 0, GRU(20), RNN(20), False),
-        (claims.initial_bias_decides, 1, LSTM(rows_after=56, keep_bias=2.0), LSTM(rows_after=56, keep_bias=1.0), False),
-        (claims.constant_gates_lose_the_lead, 2, GRU(), GRU(55, gates="constant"), False),
-        (claims.input_gates_lose_little, 0, GRU(), GRU(gates="input"), True),
-    ],
-)
-def test_runs_are_paired_only_if_they_start_the_same(tmp_path, test, part, first, second, paired):
-    invent_seeds(tmp_path, first, [10.1, 20.1, 30.1, 40.1, 50.1])
-    invent_seeds(tmp_path, second, [10, 20, 30, 40, 50])
-    result = list(test(runs_in(tmp_path)))[part]
-    assert (result.verdict, result.p) == ((HOLDS, 1 / 32) if paired else (UNDECIDED, pytest.approx(105 / 252)))
-
-
-def test_update_gates_are_compared_in_runs_that_are_above_chance(tmp_path):
-    blank_rows_keep = {1: 0.9, 2: 0.4}  # by layer
-    for config, epochs in ((GRU(rows_after=56, keep_bias=2.0), 10), (GRU(rows_after=56, lr=3e-3), 30)):
-        paths = invent_seeds(tmp_path, config, [[90] * epochs] * 5 + [[11.35] * epochs])
-        for path in paths:
-            rows = []
-            for layer, gate, row in itertools.product((1, 2), ("reset", "update"), range(1, 85)):
-                mean = 0.5 if 8 <= row <= 20 else blank_rows_keep[layer] if row > 28 else 0.1
-                is_used = gate == "update" and path is not paths[-1]
-                rows.append({"epoch": epochs, "layer": layer, "gate": gate, "row": row, "mean": mean if is_used else 0})
-            invent_table(path, "gates", rows)
-    parts = claims.update_gates_keep_more(runs_in(tmp_path))
-    found = [(part.verdict, part.difference_text, part.total) for part in parts]
-    assert found == [(HOLDS, "+40.00 points", 5), (FAILS, "-10.00 points", 5)] * 2
 
 
 CLAIMS_SCRIPT = SimpleNamespace(__name__="claims", main=lambda: utils.run_main(claims.main))

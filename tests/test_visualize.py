@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -11,7 +10,7 @@ import cnn_cifar10
 import rnn_mnist
 import utils
 import visualize
-from visualize import ACCENT_COLOR, AFTER_COLOR, BEFORE_COLOR, SavedRun, read_table
+from visualize import ACCENT_COLOR, AFTER_COLOR, BEFORE_COLOR, FIGURES, SavedRun, TopActivations, read_table
 
 import matplotlib
 import numpy as np
@@ -28,36 +27,16 @@ GATED_RNN = [*PLAIN_RNN, "gates"]
 
 @pytest.fixture(autouse=True)
 def _fast_figures(monkeypatch):
-    """Speed the figures up: fewer measurements and fewer pixels."""
+    """Speed the figures up: fewer measurements, fewer pixels and no layout."""
     monkeypatch.setattr(visualize, "GABOR_STARTS", 1)
     monkeypatch.setattr(visualize, "RIDGE_IMAGES", 200)
     monkeypatch.setitem(visualize.STYLE, "savefig.dpi", 40)
+    monkeypatch.setitem(visualize.STYLE, "figure.constrained_layout.use", False)
     for kind, amounts in zip(visualize.TRANSFORMATIONS, ([-3, 0, 8], [1.0, 1.5], [0, 90]), strict=True):
         monkeypatch.setitem(visualize.TRANSFORMATIONS, kind, torch.tensor(amounts))
 
 
-# What figures say about made-up measurements
-
-BEFORE, AFTER, ACCENT = to_hex(BEFORE_COLOR), to_hex(AFTER_COLOR), to_hex(ACCENT_COLOR)
-BLACK, BLANK = to_hex("black"), to_hex("0.9")
-
-
-def stand_in(config=None, labels=(0, 1, 2), **attributes):
-    """Return a SavedRun with made-up attributes. Its networks are texts; its images are filled with their numbers."""
-    images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None].repeat(1, 12, 12)
-    train = utils.Split(torch.full((1, 12, 12), 200), torch.tensor([200]))  # image 200, with the label 200
-    made_up = {
-        "config": config or cnn_cifar10.Config(),
-        "conditions": SimpleNamespace(data_source="real"),
-        "model": "trained",
-        "untrained_model": Mock(return_value="untrained"),
-        "model_after": {0: "untrained", 1: "epoch 1", 3: "epoch 3"}.get,
-        "history": [{"test_accuracy": accuracy} for accuracy in (40, 45, 42, 41)],
-        "data": utils.Dataset("", "", ("cat", "dog", "owl"), train, utils.Split(images, torch.tensor(labels))),
-    }
-    run = SavedRun.__new__(SavedRun)
-    vars(run).update(made_up | attributes)
-    return run
+BEFORE, AFTER, ACCENT, BLANK = map(to_hex, (BEFORE_COLOR, AFTER_COLOR, ACCENT_COLOR, "0.9"))
 
 
 def color_of(artist):
@@ -70,6 +49,12 @@ def rounded(values):
     return np.round(np.asarray(values, dtype=float), 3).tolist()
 
 
+def ticks(axis):
+    """Return the positions of the ticks of an axis by label."""
+    labels = [label.get_text() for label in axis.get_ticklabels()]  # fewer than ticks where another axes shows them
+    return dict(zip(labels, rounded(axis.get_ticklocs()), strict=False))
+
+
 def image_values(image):
     """Return the different values of an image, without NaNs, in the order of their rows along the y axis."""
     array = np.ma.filled(image.get_array().astype(float), np.nan)
@@ -79,455 +64,506 @@ def image_values(image):
     return list(dict.fromkeys(rounded(array[~np.isnan(array)])))
 
 
-def tick_labels(axis):
-    """Return the labels of the ticks of an axis, in the order of the ticks' positions."""
-    return [label.get_text() for label in sorted(axis.get_ticklabels(), key=lambda label: sum(label.get_position()))]
-
-
 def describe(axes):
-    """Return what an axes shows, a dict. lines, x and legend are dicts by label; texts are sorted row by row.
-
-    bands: (colour, lowest y, highest y) of filled bands and vertical lines; spans: (colour, left, right).
-    """
+    """Return what an axes shows, a dict. lines: (colour, y) by label; texts: row by row; spans: (colour, left, right);
+    bands: (colour, lowest y, highest y)."""
     bars = [bar for container in axes.containers for bar in container]
     spans = [patch for patch in axes.patches if patch not in bars]
-    bands = [(color_of(band), *rounded(band.get_datalim(axes.transData).intervaly)) for band in axes.collections]
     texts = sorted(axes.texts, key=lambda text: text.get_position()[::-1])
-    handles = axes.get_legend().legend_handles if axes.get_legend() else []
-    values = image_values(axes.images[0]) if axes.images else []
+    images = axes.images[:1]
     return {
         "title": axes.get_title(),
+        "subtitle": axes.figure.get_suptitle(),
         "xlabel": axes.get_xlabel(),
         "ylabel": axes.get_ylabel(),
-        "xticks": tick_labels(axes.xaxis),
-        "yticks": tick_labels(axes.yaxis),
-        "right": tick_labels(axes.child_axes[0].yaxis) if axes.child_axes else [],
-        "x": {line.get_label(): rounded(line.get_xdata(orig=False)) for line in axes.lines},
+        "xticks": ticks(axes.xaxis),
+        "yticks": ticks(axes.yaxis),
+        "x": [rounded(line.get_xdata(orig=False)) for line in axes.lines],
         "lines": {line.get_label(): (color_of(line), rounded(line.get_ydata())) for line in axes.lines},
-        "bands": bands,
+        "bands": [(color_of(band), *rounded(band.get_datalim(axes.transData).intervaly)) for band in axes.collections],
         "bars": rounded([bar.get_height() for bar in bars]),
         "spans": [(color_of(span), *rounded([span.get_x(), span.get_x() + span.get_width()])) for span in spans],
-        "legend": {handle.get_label(): color_of(handle) for handle in handles},
         "texts": [text.get_text() for text in texts],
-        "values": values,
-        "colors": [to_hex(color) for color in axes.images[0].to_rgba(values)] if values else [],
+        "values": [value for image in images for value in image_values(image)],
+        "limits": [limit for image in images for limit in rounded(image.get_clim())],
     }
 
 
-@dataclass
-class MadeUp:
-    """Made-up measurements, all of which are different, for each figure in a method of its name.
+def check_legends(figure):
+    """Check that the legends of a figure name each artist that has a label, with its colour."""
+    entries = {}
+    for legend in figure.findobj(matplotlib.legend.Legend):
+        entries |= zip([text.get_text() for text in legend.texts], map(color_of, legend.legend_handles), strict=True)
+    artists = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        artists |= zip(labels, map(color_of, handles), strict=True)
+    assert entries == artists
 
-    A method replaces functions of visualize. It returns a run, the figure's title without that of the run, what the
-    axes show, by number, in the words of describe, and the beginning of the table.
+
+def numbered(numbers):
+    """Return a Split. Its images are filled with the numbers; its labels are their remainders modulo 3."""
+    return utils.Split(numbers[:, None, None].expand(-1, 12, 12), numbers % 3)
+
+
+TEST = numbered(torch.arange(1003))
+TRAIN = numbered(-1 - torch.arange(300))
+EPOCHS = {"untrained": 0, "epoch 1": 1, "epoch 3": 3, "trained": 4}  # by network; the networks are texts
+
+
+def stand_in(config=None, **attributes):
+    """Return a SavedRun with made-up attributes."""
+    attributes = {
+        "config": config or cnn_cifar10.Config(),
+        "conditions": SimpleNamespace(data_source="real"),
+        "model": "trained",
+        "untrained_model": Mock(return_value="untrained"),
+        "model_after": {epoch: network for network, epoch in EPOCHS.items()}.get,
+        "history": [{"test_accuracy": accuracy} for accuracy in (40, 45, 42, 41)],
+        "data": utils.Dataset("", "", ("cat", "dog", "owl"), TRAIN, TEST),
+        **attributes,
+    }
+    run = SavedRun.__new__(SavedRun)
+    vars(run).update(attributes)
+    return run
+
+
+class MadeUp:
+    """For each figure, a method of its name that replaces functions of visualize by made-up, different measurements.
+
+    It returns a run, the figure's title without that of the run, what the axes show, by number, in the words of
+    describe, and the beginning of the table if there is one.
     """
 
-    monkeypatch: pytest.MonkeyPatch
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
 
     def replace(self, **results):
         for name, result in results.items():
             function = result if callable(result) else Mock(return_value=result)
             self.monkeypatch.setattr(visualize, name, function)
 
-    def curves(self):
-        columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-        rows = [(1.5, 30, 1.1, 40), (1.2, 50, 1.3, 45), (0.9, 60, 1.4, 42)]
-        run = stand_in(history=[dict(zip(columns, row, strict=True)) for row in rows])
-        title = "Test accuracy is 42.00 % after epoch 3 (training: 60.00 %); test loss was lowest after epoch 1"
-        accuracies = {"training images": (BEFORE, [30, 50, 60]), "test images": (AFTER, [40, 45, 42])}
-        losses = {"training images": (BEFORE, [1.5, 1.2, 0.9]), "test images": (AFTER, [1.1, 1.3, 1.4])}
-        axes = {0: {"xlabel": "epoch", "ylabel": "accuracy in %", "lines": accuracies}}
-        axes[1] = {"xlabel": "epoch", "ylabel": "mean cross-entropy per image", "lines": losses}
-        return run, title, axes
+    def replace_probe(self, accuracies):
+        """Replace linear_probe_accuracy. The first feature is the image; the last one selects the accuracy."""
+
+        def linear_probe_accuracy(features, labels, test_features, test_labels, classes):
+            assert torch.equal(features[:, 0].long(), TRAIN.images[:200, 0, 0])
+            assert torch.equal(test_features[:, 0].long(), TEST.images[:, 0, 0])
+            assert torch.equal(labels, TRAIN.labels[:200])
+            assert (test_labels is TEST.labels, classes) == (True, 3)
+            assert features[0, -1] == test_features[0, -1]
+            return accuracies[int(features[0, -1])]
+
+        self.replace(linear_probe_accuracy=linear_probe_accuracy)
+
+    def replace_top_activations(self, active):
+        """Replace top_activations. active: the most active ones of 20 maps in the trained network."""
+
+        def top_activations(model, images, layer, count=9):
+            assert (layer, images is TEST.images) == ("conv2", True)
+            values = torch.zeros(count, 20)
+            values[0, active] = float(model == "trained")
+            values[1:] = 2 - values[0]  # only the highest activation counts
+            return TopActivations(values, f"top of {model}", count, None)
+
+        self.replace(top_activations=top_activations)
+
+    def curves(self, overfits=True):
+        rows = [(1, 1.5, 30, 1.4, 40), (2, 1.2, 50, 1.1, 45), (3, 0.9, 60, 1.3, 46), (4, 0.8, 65, 1.6, 42)]
+        title = "Test accuracy is 42.00 % after epoch 4 (training: 65.00 %); overfitting since epoch 2"
+        if not overfits:
+            rows.pop()
+            title = "Test accuracy is 46.00 % after epoch 3 (training: 60.00 %)"
+        names = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        history = [dict(zip(names, row, strict=True)) for row in rows]
+        x, *losses_and_accuracies = map(list, zip(*rows, strict=True))
+        axes = {0: {"ylabel": "accuracy in %"}, 1: {"ylabel": "mean cross-entropy per image"}}
+        for number, (train, test) in {0: losses_and_accuracies[1::2], 1: losses_and_accuracies[::2]}.items():
+            axes[number]["lines"] = {"training images": (BEFORE, train), "test images": (AFTER, test)}
+            axes[number] |= {"x": [x, x], "xlabel": "epoch"}
+        return stand_in(history=history), title, axes
 
     def confusion(self):
-        predicted = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 2])
-        run = stand_in(labels=[0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2], probabilities=torch.eye(3)[predicted])
-        title = "Test accuracy is 54.55 %; the most frequent error is dog predicted as owl (3 images)"
-        counts = {"texts": ["3", "1", "0", "0", "2", "3", "1", "0", "1"], "values": [1, 0, 3]}
-        ticks = {"yticks": ["cat", "dog", "owl"], "right": ["75.0 %", "40.0 %", "50.0 %"]}
-        return run, title, {0: {"xlabel": "predicted class", "ylabel": "true class", **counts, **ticks}}
+        predicted = torch.empty(len(TEST.labels), dtype=torch.long)
+        for label, counts in enumerate([(310, 20, 5), (7, 250, 77), (24, 10, 300)]):
+            predicted[label::3] = torch.arange(3).repeat_interleave(torch.tensor(counts))
+        run = stand_in(model=lambda images: torch.eye(3)[predicted[images[:, 0, 0]]])
+        title = "Test accuracy is 85.74 %; the most frequent error is dog predicted as owl (77 images)"
+        counts = {"texts": ["310", "20", "5", "7", "250", "77", "24", "10", "300"], "values": [20, 5, 7, 77, 24, 10]}
+        labels = {"xlabel": "predicted class", "ylabel": "true class and its accuracy"}
+        labels["xticks"] = {"cat": 0, "dog": 1, "owl": 2}
+        labels["yticks"] = {"cat: 92.5 %": 0, "dog: 74.9 %": 1, "owl: 89.8 %": 2}
+        return run, title, {0: counts | labels}
 
     def filters(self):
-        untrained = torch.tensor([[[0.4, -0.1], [0.0, 0.0]], [[0.3, 0.2], [0.1, 0.0]], [[0.0, 0.0], [0.0, 0.25]]])
-        trained = torch.tensor([[[-0.7, 0.6], [0.0, 0.0]], [[0.6, 0.5], [0.1, 0.0]], [[0.0, 0.0], [0.0, 0.8]]])
+        untrained = torch.tensor([[[0.3, 0.0], [0.0, 0.4]], [[0.5, 0.0], [0.0, 0.0]]])
+        trained = torch.tensor([[[-0.6, 0.0], [0.0, -0.8]], [[0.42, 0.0], [0.0, 0.56]]])
         self.replace(first_kernels={"untrained": untrained, "trained": trained}.get)
-        title = "1 of 3 kernels of conv1 changed by epoch 4 (cosine similarity to the start below 0.9)"
-        before = {"title": "untrained, gray scale from -0.40 to 0.40", "values": [0.4, -0.1, 0.3, 0.2, 0, 0.1, 0.25]}
-        after = {"title": "trained, gray scale from -0.80 to 0.80", "values": [-0.7, 0.6, 0.5, 0, 0.1, 0.8]}
-        return stand_in(), title, {0: before, 1: after}
+        title = "After epoch 4, the kernels of conv1 have a mean cosine of -0.20 to the untrained ones"
+        before = {"title": "untrained", "values": [0.3, 0, 0.5, 0.4], "limits": [-0.5, 0.5], "texts": ["0", "1"]}
+        after = {"title": "trained", "values": [-0.6, 0, 0.42, -0.8, 0.56], "limits": [-0.8, 0.8]}
+        return stand_in(), title, {0: before, 1: after, 2: {"ylabel": "weight"}}
 
     def activations(self):
-        names = ("image_mean", "mean", "std", "zeros")
-        conv1 = [np.array(values) for values in ([0.2, 0.4], [0.1, 0.5], [0.03, 0.2], [60, 20])]
-        conv2 = [np.array(values) for values in ([1, 2], [0.7, 0, 0.9], [0.1, 0, 0.4], [50, 100, 75])]
-        statistics = {"conv1": dict(zip(names, conv1, strict=True)), "conv2": dict(zip(names, conv2, strict=True))}
-        self.replace(activation_statistics=statistics)
+        names = ("mean", "standard deviation", "zeros in %")
+        conv1 = dict(zip(names, np.array([[0.1, 0.5], [0.03, 0.2], [60, 20]]), strict=True))
+        conv2 = dict(zip(names, np.array([[0.7, 0, 0.9], [0.15, 0, 0.4], [50, 100, 75]]), strict=True))
+
+        def activation_statistics(model, images):
+            assert (model, images is TEST.images) == ("trained", True)
+            return {"conv1": conv1, "conv2": conv2}
+
+        self.replace(activation_statistics=activation_statistics)
         title = "ReLU sets 40 % of conv1's and 75 % of conv2's activations to zero; 1 of 5 feature maps are always zero"
-        axes = {
-            0: {"title": "conv1: images", "legend": {"mean 0.300": BLACK, "mean ± standard deviation 0.100": AFTER}},
-            1: {"bars": [0.5, 0.1], "bands": [(AFTER, 0.1, 0.7)], "xlabel": "feature maps, ranked by mean"},
-            2: {"bars": [20, 60], "lines": {"mean 40 %": (AFTER, [40, 40])}, "ylabel": "zeros in %"},
-            3: {"spans": [(AFTER, 1, 2)], "xlabel": "mean activation of an image", "ylabel": "test images"},
-            5: {"bars": [75, 50, 100], "lines": {"mean 75 %": (AFTER, [75, 75])}, "title": "conv2: zeros"},
-        }
+        axes = {0: {"title": "conv1: mean", "bars": [0.5, 0.1], "xlabel": "feature maps, ranked by mean"}}
+        axes[1] = {"title": "conv1: standard deviation", "bars": [0.2, 0.03]}
+        axes[5] = {"title": "conv2: zeros in %", "bars": [75, 50, 100]}
         return stand_in(), title, axes
 
     def layers(self):
         def layer_features(model, images):
-            return {layer: [f"{model} {layer}", int(images.max())] for layer in ("pixels", "fc1")}
+            numbers = images[:, 0, 0]
+            network = torch.full_like(numbers, EPOCHS[model])
+            return {"raw": torch.stack([numbers, network], 1), "conv1": torch.stack([numbers, network + 1], 1)}
 
-        def linear_probe_accuracy(features, labels, test_features, test_labels, classes):
-            assert [features[1], labels.tolist()] == [200, [200]]  # the training image
-            assert [*test_features, test_labels.tolist(), classes] == [features[0], 2, [0, 1, 2], 3]
-            return {"trained pixels": 31, "trained fc1": 52, "untrained pixels": 30, "untrained fc1": 44}[features[0]]
-
-        self.replace(layer_features=layer_features, linear_probe_accuracy=linear_probe_accuracy)
-        title = "After training, linear probes reach 31 % on pixels, 52 % on fc1"
+        self.replace(layer_features=layer_features)
+        self.replace_probe({0: 30, 1: 44, 4: 31, 5: 52})
         lines = {"trained network": (ACCENT, [41, 41]), "linear probes, trained network": (AFTER, [31, 52])}
         lines["linear probes, untrained network"] = (BEFORE, [30, 44])
-        texts = {"ylabel": "test accuracy in %", "xticks": ["pixels", "fc1"], "texts": ["30.0", "44.0", "31.0", "52.0"]}
-        table = "epoch,network,layer,accuracy\n4,trained,pixels,31\n4,trained,fc1,52\n4,untrained,pixels,30\n"
-        return stand_in(), title, {0: {"lines": lines, "xlabel": "input of the linear probe", **texts}}, table
+        labels = {"xlabel": "input of the linear probe", "ylabel": "test accuracy in %"}
+        labels["xticks"] = {"raw": 0, "conv1": 1}
+        table = "epoch,network,layer,accuracy\n4,trained,raw,31\n4,trained,conv1,52\n4,untrained,raw,30\n"
+        title = "After training, linear probes reach 31 % on raw, 52 % on conv1"
+        return stand_in(), title, {0: {"lines": lines, **labels}}, table
 
-    def deconv(self):
-        reconstructions = torch.tensor([3.0, -3.0]).view(2, 1, 1, 1).expand(-1, 9, 2, 2)
-        patches = torch.tensor([51.0, 102.0]).view(2, 1, 1, 1).expand(-1, 9, 2, 2)
-        self.replace(selected_maps={"conv2": torch.tensor([4, 7])}, top_patches=(reconstructions, patches))
-        title = "Reconstructions of conv2 are more alike within a map (mean cosine 1.00) than between maps (-1.00)"
-        pairs = {"texts": ["map 4", "map 7"], "values": [1, 0.2, 0, 0.4]}
-        return stand_in(top_activations={"conv2": None}), title, {0: pairs}
+    def deconv(self, is_alike=True):
+        maps = [1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 18]
+
+        def top_patches(model, layer, images, top, feature_maps):
+            assert (model, layer, images is TEST.images, feature_maps.tolist()) == ("trained", "conv2", True, maps)
+            assert (top.images, top.rows) == ("top of trained", 9)
+            signs = torch.where(feature_maps < 10, 1, -1)[:, None] if is_alike else torch.tensor([1, *[-1] * 8])
+            reconstructions = signs.expand(16, 9)[:, :, None, None] * torch.tensor([[3.0, 0.0], [np.nan, -1.5]])
+            return reconstructions, 2.55 * feature_maps[:, None, None, None].expand(-1, 9, 2, 2)
+
+        self.replace(top_patches=top_patches)
+        self.replace_top_activations(maps)
+        title = "Reconstructions of conv2 are more alike within a map (mean cosine 1.00) than between maps (-0.07)"
+        shown = {"texts": [f"map {number}" for number in maps], "limits": [0, 1]}
+        shown["xlabel"] = "left: reconstructions (gray: zero; one scale per map); right: patches (tinted: outside)"
+        if is_alike:
+            shown["values"] = [1, 0.5, 0.01, 0.02, 0.03, 0.04, 0.25, 0.06, 0.07, 0.08, 0.09]  # from left to right
+            shown["values"] += [0, 0.1, 0.12, 0.13, 0.14, 0.75, 0.15, 0.16, 0.17, 0.18]
+        else:
+            title = "Reconstructions of conv2 are no more alike within a map (mean cosine -1.00) than between maps"
+            title += " (1.00)"
+        return stand_in(), title, {0: shown}
 
     def evolution(self):
-        def top_activations(model, images, count):
-            return {"conv2": f"top of {model}"}
+        maps = [1, 2, 3, 5, 8, 13, 17, 19]
 
-        def reconstructions_by_epoch(models, layer, images, tops, maps):
-            assert tops == [f"top of {model}" for model in models]
-            epochs = torch.tensor([{"untrained": 0, "epoch 1": 1, "trained": 4}[model] for model in models])
-            pictures = torch.zeros(len(maps), len(models), 2, 2)
-            pictures[:, :, 0, 0] = torch.where(epochs > 0, 1.0, -1.0)
-            pictures[:, :, 0, 1] = epochs / 10 + maps[:, None] / 100  # tells them apart
-            return pictures, epochs + 10 * maps[:, None]
+        def top_patches(model, layer, images, top, feature_maps):
+            assert (layer, images is TEST.images, feature_maps.tolist()) == ("conv2", True, maps)
+            assert (top.images, top.rows) == (f"top of {model}", 1)
+            pictures = torch.zeros(len(maps), 1, 3, 3)
+            pictures[:, :, 0, 0] = -1.0 if model == "untrained" else 1.0
+            pictures[:, 0, 1, 1] = EPOCHS[model] / 10 + feature_maps / 1000  # the middle tells epochs and maps apart
+            return 7 * pictures, None
 
-        self.replace(top_activations=top_activations, reconstructions_by_epoch=reconstructions_by_epoch)
-        self.replace(selected_maps={"conv2": torch.tensor([3, 7])})
-        end = "conv2 resemble the final ones (mean cosine 0.96; before training -0.89)"
-        values = [-1, 0.03, 0.07, 0, 1, 0.13, 0.17, 0.43, 0.47]
-        ticks = {"xticks": ["map 3", "map 7"], "yticks": ["0 (-0.89)", "1 (0.96)", "4 (1.00)"]}
-        axes = {0: {"values": values, "texts": ["30", "70", "31", "71", "34", "74"], **ticks}}
-        return stand_in(top_activations={"conv2": "top of trained"}), f"After epoch 1, reconstructions of {end}", axes
+        self.replace(top_patches=top_patches)
+        self.replace_top_activations(maps)
+        title = "Reconstructions of conv2 have a mean cosine to the final ones of -0.92 before training and 0.96"
+        values = []
+        for epoch, corner in ((0, [-1, 0]), (0.1, [1]), (0.4, [])):  # those that have not been there before
+            values += corner + [epoch + number / 1000 for number in maps]
+        shown = {"values": rounded(values), "ylabel": "epoch (cosine to the last)"}
+        shown["xticks"] = {f"map {number}": 3 + 5 * place for place, number in enumerate(maps)}
+        shown["yticks"] = {"0 (-0.92)": 3, "1 (0.96)": 8, "4 (1.00)": 13}
+        return stand_in(), f"{title} after epoch 1", {0: shown}
 
     def invariance(self):
-        def sensitivity(model, images, labels, kind):
-            assert [images[:, 0, 0].tolist(), labels.tolist()] == [[0, 1, 2, 3], [0, 1, 2, 0]]  # the test images
-            number = list(visualize.TRANSFORMATIONS).index(kind)
-            first = torch.tensor([0.1, 0.2, 0.3])[:, None] * torch.tensor([0.9, 1.0, 1.0, 1.1]) + number
-            is_correct = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]])
-            return torch.stack([first, 2 * first, is_correct])[:, : len(visualize.TRANSFORMATIONS[kind])]
+        accuracies = {"vertical shift in pixels": [24, 74, 50], "scale": [60, 34], "rotation in degrees": [80, 12]}
 
-        self.replace(sensitivity=sensitivity)
-        title = "Accuracy is 75 % on 4 test images and 50 % when they are shifted down by 8 pixels"
-        distance = "relative distance of the features\n(line: median; band: middle 80 %)"
-        lines = {"first layer": (ACCENT, [0.1, 0.2, 0.3]), "last hidden layer": (AFTER, [0.2, 0.4, 0.6])}
-        axes = {
-            0: {"lines": lines, "bands": [(ACCENT, 0.093, 0.321), (AFTER, 0.186, 0.642)], "ylabel": distance},
-            3: {"lines": {"_child0": (BLACK, [25, 75, 50])}, "ylabel": "accuracy in %"},
-            4: {"lines": {"_child0": (BLACK, [25, 75])}, "xlabel": "scale"},
-        }
-        return stand_in(labels=[0, 1, 2, 0]), title, axes
+        def transform(images, kind, amount):
+            assert torch.equal(images, TEST.images[:500])
+            return accuracies[kind][visualize.TRANSFORMATIONS[kind].tolist().index(amount)]
+
+        def predict(model, accuracy):
+            answers = (TEST.labels[:500] + (torch.arange(500) >= 5 * accuracy)) % 3
+            return {"trained": torch.eye(3)[answers]}[model]
+
+        self.replace(transform=transform, predict=predict)
+        title = "Accuracy on 500 test images falls to as little as "
+        axes = {}
+        for number, (kind, values) in enumerate(accuracies.items()):
+            x = [[-3, 0, 8], [1, 1.5], [0, 90]][number]
+            axes[number] = {"x": [x], "lines": {"_child0": (AFTER, values)}, "xlabel": kind, "ylabel": "accuracy in %"}
+        return stand_in(), f"{title}24 % (vertical shift), 34 % (scale), 12 % (rotation)", axes
 
     def occlusion(self):
-        def occlude(model, image, label, size):
-            number = int(image[0, 0, 0])
-            assert [label, size] == [{4: 1, 2: 2}[number], 8]
-            predicted = {4: torch.tensor([[1, 1], [1, 0]]), 2: torch.tensor([[0, 0], [1, 2]])}
-            probability = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
-            return probability, predicted[number], probability + number, number + 1
+        """Image 6 is recognised as a cat. Image 4, a dog, is mistaken for an owl."""
+        of_cat = torch.tensor([[[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]], [[0.15, 0.5, 0.35], [0.55, 0.4, 0.05]]])
+        of_dog = torch.tensor([[[0.1, 0.8, 0.1], [0.2, 0.65, 0.15]], [[0.3, 0.25, 0.45], [0.58, 0.22, 0.2]]])
 
-        def deconvolve(model, image, layer, maps):
-            return torch.tensor([[[[10.0, 20.0], [30.0, 40.0]]]]) + maps
+        def occlude(model, image, size):
+            return {("trained", 6, 8): of_cat, ("trained", 4, 8): of_dog}[model, int(image[0, 0]), size]
 
-        self.replace(most_vulnerable=torch.tensor([4, 2]), occlude=occlude, deconvolve=deconvolve)
-        title = "A gray 8 x 8 square changes the answer at 25 % (dog) and 50 % (owl) of its positions"
-        cat, dog, owl = [to_hex(color) for color in matplotlib.colormaps["tab10"].colors[:3]]
+        self.replace(occlude=occlude, first_correct_of_each_class=torch.tensor([6, 4, 2]))
+        run = stand_in(probabilities=torch.eye(3)[[0, 1, 2, 0, 2, 2, 0]])
+        title = "A gray 8 x 8 square changes the answer at 25 % (cat) and 75 % (dog) of its positions"
         axes = {
-            0: {"title": "image with the square", "ylabel": "dog", "values": [4, 127.5]},
-            1: {"title": "reconstruction", "xlabel": "conv2, map 5", "values": [15, 25, 35, 45]},
-            2: {"title": "sum of the map", "values": [4.1, 4.2, 4.3, 4.4]},
-            3: {"title": "p(true class)", "values": [0.1, 0.2, 0.3, 0.4]},
-            4: {"title": "predicted class", "values": [1, 0], "colors": [dog, cat], "legend": {"cat": cat, "dog": dog}},
-            5: {"ylabel": "owl", "values": [2, 127.5]},
-            9: {"values": [0, 1, 2], "legend": {"cat": cat, "dog": dog, "owl": owl}},
+            0: {"title": "cat", "values": [6], "limits": [0, 255]},
+            1: {"title": "probability of cat", "values": [0.7, 0.6, 0.15, 0.55], "limits": [0, 1]},
+            2: {"title": "predicted class", "values": [0, 1], "limits": [-0.5, 9.5]},
+            4: {"title": "probability of dog", "values": [0.8, 0.65, 0.25, 0.22], "limits": [0, 1]},
+            5: {"title": "predicted class", "values": [1, 2, 0], "limits": [-0.5, 9.5]},
+            7: {"yticks": {"cat": 0, "dog": 1, "owl": 2}},
         }
-        probabilities = torch.eye(3)[torch.tensor([1, 1, 0, 1, 1])]  # image 2, an owl, is mistaken for a cat
-        return stand_in(labels=[0, 1, 2, 0, 1], probabilities=probabilities), title, axes
+        return run, title, axes
 
     def gabor(self):
-        def fit_gabor(kernels):
-            r2 = kernels.abs().flatten()  # the kernels have one pixel
-            return visualize.GaborFit(0.8 * kernels, r2, 100 * r2, r2 / 2)
+        trained = torch.tensor([[[0.5, 0.0]], [[0.9, 0.0]], [[0.7, 0.0]]])  # kernels of 1 x 2 pixels
+        untrained = torch.tensor([[[0.2, 0.0]], [[-0.1, 0.0]], [[0.3, 0.4]]])
 
-        trained = torch.tensor([0.5, 0.9, 0.7]).view(3, 1, 1)
-        untrained = torch.tensor([0.2, -0.1, 0.4]).view(3, 1, 1)
+        def fit_gabor(kernels):
+            r2 = kernels[:, 0, 0].abs()
+            return 0.8 * kernels, r2, 100 * r2, r2 / 2
+
         self.replace(first_kernels={"trained": trained, "untrained": untrained}.get, fit_gabor=fit_gabor)
         title = "Gabor functions fit the kernels of conv1 with a median R² of 0.70 after training and 0.20 before"
-        texts = ["1: 0.90\n90°, 0.45", "2: 0.70\n70°, 0.35", "0: 0.50\n50°, 0.25"]
-        values = [0.9, 0.7, 0.5, 0.72, 0.56, 0.4, 0.18, 0.14, 0.1]
-        shares = [0, 0.333, 0.667, 1]
-        lines = {"trained: median 0.70": (AFTER, shares), "untrained: median 0.20": (BEFORE, shares)}
-        x = {"trained: median 0.70": [0.5, 0.5, 0.7, 0.9], "untrained: median 0.20": [0.1, 0.1, 0.2, 0.4]}
-        axes = {0: {"yticks": ["kernel", "fit", "residual"], "texts": texts, "values": values}}
-        axes[1] = {"xlabel": "R² of the Gabor fit", "ylabel": "share of kernels", "lines": lines, "x": x}
+        shown = {"texts": ["1: R² 0.90", "2: R² 0.70", "0: R² 0.50"], "limits": [-0.9, 0.9]}
+        shown["values"] = [0.9, 0, 0.7, 0.5, 0.72, 0.56, 0.4, 0.18, 0.14, 0.1]
+        shown["yticks"] = {"kernel": 2.5, "fit": 5.5, "residual": 8.5}
         table = "epoch,kernels,feature_map,r2,orientation_degrees,cycles_per_pixel,cosine_to_start\n"
-        table += "4,trained,0,0.5,50,0.25,1\n4,trained,1,0.9,90,0.45,-1\n4,trained,2,0.7,70,0.35,1\n4,untrained,0,0.2,"
-        return stand_in(), title, axes, table
+        table += (
+            "4,trained,0,0.5,50,0.25,1\n4,trained,1,0.9,90,0.45,-1\n4,trained,2,0.7,70,0.35,0.6\n4,untrained,0,0.2,"
+        )
+        return stand_in(), title, {0: shown}, table
 
     def gradients(self):
         def gradient_norms(model, images, labels):
-            assert [images[:, 0, 0].tolist(), labels.tolist()] == [[0, 1, 2], [0, 1, 2]]  # the test images
-            first_norms = {"untrained": 0.05, "epoch 1": 0.6, "epoch 3": 0.7, "trained": 2.6}
-            return torch.tensor([first_norms[model], 2, 3, 4, 10])
+            assert torch.equal(images, TEST.images[:1000])
+            assert torch.equal(labels, TEST.labels[:1000])
+            return torch.tensor([{0: 0.05, 1: 0.6, 3: 0.7, 4: 2.6}[EPOCHS[model]], 2, 3, 4, 10])
 
         self.replace(gradient_norms=gradient_norms)
-        title = "The loss gradient at the first row is 26 % of that at the last row (before training: 0.5 %)"
-        shades = [to_hex(shade) for shade in visualize.shades(3)]
+        title = "The loss gradient at the first row is 0.26 times that at the last row (before training: 0.005)"
+        shades = [to_hex(shade) for shade in matplotlib.colormaps["viridis"]([0, 0.425, 0.85])]
         lines = {"untrained": (BEFORE, [0.05, 2, 3, 4, 10]), "epoch 1": (shades[0], [0.6, 2, 3, 4, 10])}
-        lines |= {"epoch 3": (shades[1], [0.7, 2, 3, 4, 10]), "epoch 4": (shades[2], [2.6, 2, 3, 4, 10])}
-        spans = [(BLANK, 0.5, 1.5), (BLANK, 4.5, 5.5)]
-        axes = {0: {"xlabel": "rows read", "ylabel": "norm of the loss gradient", "lines": lines, "spans": spans}}
+        lines |= {"_child4": (shades[1], [0.7, 2, 3, 4, 10]), "epoch 4": (shades[2], [2.6, 2, 3, 4, 10])}
+        shown = {"lines": lines, "x": [[1, 2, 3, 4, 5]] * 4, "spans": [(BLANK, 0.5, 1.5), (BLANK, 4.5, 5.5)]}
+        shown |= {"xlabel": "rows read", "ylabel": "norm of the loss gradient"}
         run = stand_in(rnn_mnist.Config(rows_before=1, rows_after=1))
-        return run, title, axes, "epoch,1,2,3,4,5\n0,0.05,2,3,4,10\n1,0.6,2,3,4,10\n3,0.7,2,3,4,10\n4,2.6,"
+        return run, title, {0: shown}, "epoch,1,2,3,4,5\n0,0.05,2,3,4,10\n1,0.6,2,3,4,10\n3,0.7,2,3,4,10\n4,2.6,"
 
     def reading(self):
-        """Image 0 is recognised from row 2 on, image 1 from row 3 on, and image 2 after row 4, the last one."""
-        image0 = [[0.1, 0.5, 0.4], [0.6, 0.3, 0.11], [0.7, 0.2, 0.12], [0.8, 0.15, 0.05]]
-        image1 = [[0.51, 0.41, 0.08], [0.52, 0.31, 0.17], [0.25, 0.61, 0.14], [0.22, 0.71, 0.07]]
-        image2 = [[0.53, 0.42, 0.05], [0.33, 0.54, 0.13], [0.34, 0.55, 0.11], [0.21, 0.19, 0.6]]
-        probabilities = torch.tensor([image0, image1, image2])
+        """The network recognises the first 100 images after one row, the first 331 after two, and so on."""
+        model = SimpleNamespace(rows=lambda images: 10 * images[:, :1, :1] + torch.arange(8).view(4, 2))
 
         def probabilities_by_row(model, images):
-            return probabilities[images[:, 0, 0].long()]
+            numbers = images[:, :1, 0]
+            answers = (numbers + (numbers >= torch.tensor([100, 331, 700, 1003]))) % 3
+            others = torch.arange(1, 5)[:, None] / 10 + torch.arange(3) / 100  # tells rows and classes apart
+            return torch.eye(3)[answers] / 2 + others + numbers[:, :, None] / 1000
 
-        def probe_states(model, train, test, classes):
-            assert [train.labels.tolist(), test.labels.tolist(), classes] == [[200], [0, 1, 2], 3]
-            return [11.0, 22.0, 23.0, 44.0]
+        def states_by_row(model, images):
+            numbers = images[:, 0, :1]
+            for row in range(1, 5):  # each state has a hidden part and a cell part, both with two layers
+                yield torch.stack([numbers, 0 * numbers]), torch.stack([numbers, 0 * numbers + row])
 
-        self.replace(probabilities_by_row=probabilities_by_row, probe_states=probe_states)
-        self.replace(first_correct_of_each_class=torch.tensor([2, 0, 1]))
+        self.replace(probabilities_by_row=probabilities_by_row, states_by_row=states_by_row)
+        self.replace_probe({1: 11.0, 2: 22.0, 3: 23.0, 4: 44.0})
+        self.replace(first_correct_of_each_class=torch.tensor([5, 0, 4]))
         title = "After 2 of 4 rows, a linear classifier on the state recognises 22 % of the images and the network 33 %"
-        known, answered = (ACCENT, [11, 22, 23, 44]), (AFTER, [0, 33.333, 66.667, 100])
-        lines = {"linear classifier on the state": known, "the network's own answer": answered}
-        labels = {"xlabel": "rows read", "ylabel": "accuracy in % over\n3 test images"}
+        owl, dog = [rounded(image.flatten()) for image in probabilities_by_row(model, TEST.images[[5, 4]])]
+        lines = {"linear classifier on the state": (ACCENT, [11, 22, 23, 44])}
+        lines["the network's own answer"] = (AFTER, [9.97, 33.001, 69.791, 100])
+        lower = {"lines": lines, "xlabel": "rows read", "ylabel": "accuracy in % over\n1,003 test images"}
         axes = {
-            0: {"title": "true class: owl", "ylabel": "row", "yticks": ["1", "2", "4"], "values": list(range(8))},
-            1: {"title": "true class: dog", "values": list(range(8, 16))},
-            2: {"ylabel": "rows read", "yticks": ["1", "2", "4"], "values": rounded(probabilities[2].flatten())},
-            3: {"xlabel": "class", "xticks": ["0", "1", "2"], "values": rounded(probabilities[1].flatten())},
-            -1: {"lines": lines, "spans": [(BLANK, 2.5, 4.5)], **labels},
+            0: {"title": "true class: owl", "ylabel": "row", "values": list(range(50, 58))},
+            1: {"title": "true class: dog", "values": list(range(40, 48))},
+            2: {"ylabel": "rows read", "yticks": {"1": 1, "2": 2, "4": 4}, "values": owl, "limits": [0, 1]},
+            3: {"xlabel": "class", "xticks": {"0": 0, "2": 2}, "values": dog, "limits": [0, 1]},
+            4: {"ylabel": "probability of the class"},
+            5: lower | {"x": [[1, 2, 3, 4]] * 2, "spans": [(BLANK, 2.5, 4.5)]},
         }
-        model = SimpleNamespace(rows=Mock(return_value=torch.arange(16).view(2, 4, 2)))
         run = stand_in(rnn_mnist.Config(cell="gru", rows_after=2), model=model)
-        return run, title, axes, "epoch,rows,known,answered\n4,1,11,0\n4,2,22,33.33333\n"
+        return run, title, axes, "epoch,rows,known,answered\n4,1,11,9.97009\n4,2,22,33.001\n"
 
-    def gates(self):
-        """24 rows, the last 4 of which are blank. The units of a gate lie around its level, here in percent."""
-        levels = {(1, "input"): [10] * 24, (1, "forget"): [20] * 7 + [50] * 13 + [90] * 4, (1, "output"): [25] * 24}
-        levels |= {(2, "input"): [35] * 24, (2, "forget"): [30] * 7 + [60] * 13 + [80] * 4, (2, "output"): [40] * 24}
+    def gates(self, cell="lstm", blank_rows=2):
+        """Images 501 and 601 are shown. On average over the images, the units of a gate lie around its level."""
+        names = {"gru": ["reset", "update"], "lstm": ["input", "forget", "output"]}[cell]
+        levels = {(layer, gate): [20 * layer + 5 * len(gate)] * 24 for layer in (1, 2) for gate in names}
+        levels[1, names[1]] = [90] * blank_rows + [20] * 7 + [50] * 13 + [70] * (4 - blank_rows)
+        levels[2, names[1]] = [80] * blank_rows + [30] * 7 + [60] * 13 + [64] * (4 - blank_rows)
 
         def gate_activations(model, images):
-            units = torch.tensor([10, -10, 0]) + images[:, :1, :1] - 1.0  # on average over the images -10, 0 and 10
+            units = torch.tensor([10, -10, 0]) + (images[:, :1, :1] - 501) / 100
             return {gate: (torch.tensor(rows)[:, None] + units) / 100 for gate, rows in levels.items()}
 
-        self.replace(gate_activations=gate_activations, first_correct_of_each_class=torch.tensor([1] + [0] * 6 + [2]))
-        end = "in rows 8 to 20 of the digit and 85 % in the blank rows after it"
-        means = {gate: {"mean of the units": (AFTER, rows)} for gate, rows in levels.items()}
-        spans = [(BLANK, 20.5, 24.5)]
-        axes = {
-            0: {"title": "input gate in %\n(share of the candidate written)", "lines": means[1, "input"]},
-            1: {"title": "forget gate in %\n(share of the cell state kept)", "lines": means[1, "forget"]},
-            2: {"title": "output gate in %\n(share of the cell state shown)", "bands": [(AFTER, 17, 33)]},
-            3: {"lines": means[2, "input"], "ylabel": "layer 2", "spans": spans},
-            4: {"lines": means[2, "forget"], "bands": [(AFTER, 22, 88)], "spans": spans},
-            9: {"ylabel": "layer 1", "values": [10, 40, 80, 20, 50, 90, 30, 60, 100]},
-            10: {"values": [11, 41, 81, 21, 51, 91, 31, 61, 101]},
-            11: {"ylabel": "layer 2", "values": [20, 50, 70, 30, 60, 80, 40, 90]},
-        }
-        model = SimpleNamespace(rows=Mock(return_value=torch.zeros(2, 24, 2)))
-        run = stand_in(rnn_mnist.Config(cell="lstm", rows_after=4), model=model)
-        table = "epoch,layer,gate,row,mean,low,high\n4,1,input,1,0.1,0.02,0.18\n"
-        return run, f"The forget gate keeps 55 % of the state {end}", axes, table
+        self.replace(gate_activations=gate_activations, first_correct_of_each_class=torch.tensor([501, *[0] * 6, 601]))
+        model = SimpleNamespace(rows=lambda images: images[:, :1, :1] + torch.tensor([0.0, 0.1]).expand(24, 2))
+        axes = {}
+        for number, ((layer, gate), rows) in enumerate(levels.items()):
+            axes[number] = {
+                "title": f"{gate} gate of layer {layer} in %",
+                "bands": [(AFTER, min(rows) - 8, max(rows) + 8)],
+            }
+            axes[number]["lines"] = {"mean of the units": (AFTER, rows)}
+            axes[number]["spans"] = [(BLANK, 0.5, 2.5), (BLANK, 22.5, 24.5)] if blank_rows else []
+        axes[0]["subtitle"] = "All gates, averaged over 1,003 test images (one is shown below)"
+        first = 3 * len(names)  # the number of the first axes in the lower half
+        axes[first] = {"subtitle": f"The {names[1]} gate of every unit, sorted by mean, for two digits"}
+        if blank_rows:
+            axes[first] |= {"ylabel": "layer 1", "values": [80, 10, 40, 60, 90, 20, 50, 70, 100, 30]}
+            axes[first + 1] = {"values": [81, 11, 41, 61, 91, 21, 51, 71, 101, 31]}
+            axes[first + 2] = {"ylabel": "layer 2", "values": [70, 20, 50, 54, 80, 30, 60, 64, 90, 40, 74]}
+            axes[first + 5] = {"xlabel": "row read", "values": [601, 601.1]}
+            axes[first + 6] = {"ylabel": f"{names[1]} gate: share of the state kept in %"}
+        run = stand_in(rnn_mnist.Config(cell=cell, rows_before=blank_rows, rows_after=blank_rows), model=model)
+        level = levels[1, names[0]][0] / 100
+        table = f"epoch,layer,gate,row,mean,low,high\n4,1,{names[0]},1,{level:g},{level - 0.08:g},{level + 0.08:g}\n"
+        title = f"The {names[1]} gate keeps 55 % of the state in rows 8 to 20"
+        if blank_rows:
+            title += " of the digit and 76 % in the blank rows"
+        return run, title, axes, table
 
 
-@pytest.mark.parametrize("name", visualize.FIGURES)
-def test_figures_say_what_was_measured(name, monkeypatch):
-    monkeypatch.setattr(visualize, "convolution_names", Mock(return_value=["conv1", "conv2"]))
+VARIANTS = [("curves", [False]), ("deconv", [False]), ("gates", ["gru", 0])]  # whose titles take another form
+
+
+@pytest.mark.parametrize(("name", "options"), [*((name, []) for name in FIGURES), *VARIANTS])
+def test_figures_say_what_was_measured(name, options, monkeypatch):
+    made_up = MadeUp(monkeypatch)
+    made_up.replace(convolution_names=["conv1", "conv2"])
     monkeypatch.setattr(SavedRun, "snapshot_epochs", (0, 1, 3))
-    run, title, expected_axes, *tables = getattr(MadeUp(monkeypatch), name)()
-    outputs = visualize.FIGURES[name].draw(run)
-    figure, *texts = outputs.values() if isinstance(outputs, dict) else [outputs]
+    run, title, expected_axes, *tables = getattr(made_up, name)(*options)
+    figure, *texts = visualize.draw_figure(run, name).values()
     assert figure.get_suptitle() == f"{title}\n{run.title}"
     for number, expected in expected_axes.items():
         shown = describe(figure.axes[number])
         assert {fact: shown[fact] for fact in expected} == expected, f"axes {number}"
-    assert figure.findobj(matplotlib.legend.Legend) or all(len(axes.lines) < 2 for axes in figure.axes)
+    check_legends(figure)
     assert [text[: len(table)] for text, table in zip(texts, tables, strict=True)] == tables
 
 
-# What is measured
-
-
-@pytest.mark.parametrize("test_labels", [[0, 0, 0, 0], [0, 1, 1, 1]])
-def test_ridge_penalty_is_chosen_on_held_out_training_images(monkeypatch, test_labels):
-    """With the low penalty, a probe follows the feature; with the high one, it always answers 0."""
-    monkeypatch.setattr(visualize, "RIDGE_PENALTIES", (1e-3, 1e6))
-    labels = torch.cat([torch.arange(80) % 5 > 2, torch.arange(20) % 2 > 0]).long()
-    features = 2.0 * labels[:, None] - 1
-    if any(test_labels):
-        labels[80:] = 0  # held-out images, which then prefer the high penalty
-    test_features = torch.tensor([[-1.0], [1.0], [1.0], [1.0]])  # the other penalty answers all of them correctly
-    assert visualize.linear_probe_accuracy(features, labels, test_features, torch.tensor(test_labels), 2) == 25
-
-
-def test_occlusion_takes_the_images_whose_answer_changes_most(monkeypatch):
-    unchanged = {5: 9, 1: 2, 8: 5}  # positions of the square, by number of the image
-    answers = torch.arange(9) % 3
-
-    def predict(model, occluded):
-        number = int(occluded.min())
-        is_changed = torch.arange(len(occluded)) >= unchanged[number]
-        return torch.eye(4)[answers[number] + is_changed.long()]
-
-    monkeypatch.setattr(visualize, "predict", predict)
-    monkeypatch.setattr(visualize, "first_correct_of_each_class", Mock(return_value=torch.tensor([5, 1, 8])))
-    run = stand_in(labels=range(9), probabilities=torch.eye(3)[answers])
-    assert visualize.most_vulnerable(run, size=4, count=2).tolist() == [1, 8]
-
-
 @pytest.fixture(scope="module")
-def cnn(pictures, tmp_path_factory):
-    """The folder of a CNN that computes in bf16 and permutes the pixels, and its Dataset, not yet permuted."""
-    data = small(pictures, 320, 60)
-    config = cnn_cifar10.Config(lr=1e-3, pixels="permuted", seed=3)
-    return train_here(cnn_cifar10, tmp_path_factory.mktemp("cnn"), data, config, precision="bf16"), data
-
-
-@pytest.fixture(scope="module")
-def rnn(tiny_digits, tmp_path_factory):
-    """The folder of an LSTM, and its Dataset."""
-    config = rnn_mnist.Config(cell="lstm", hidden_size=8, rows_after=2, seed=3)
-    return train_here(rnn_mnist, tmp_path_factory.mktemp("rnn"), tiny_digits, config), tiny_digits
+def runs(pictures, tiny_digits, tmp_path_factory):
+    """The folder and the Dataset of a CNN that computes in bf16 and permutes the pixels, and of an LSTM, by name."""
+    tiny_pictures = small(pictures, 320, 60)
+    cnn = cnn_cifar10.Config(lr=1e-3, pixels="permuted", seed=3)
+    rnn = rnn_mnist.Config(cell="lstm", hidden_size=8, rows_after=2, seed=3)
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "cnn": (train_here(cnn_cifar10, folder, tiny_pictures, cnn, precision="bf16"), tiny_pictures),
+        "rnn": (train_here(rnn_mnist, folder, tiny_digits, rnn), tiny_digits),
+    }
 
 
 @pytest.fixture
-def folder(rnn, tmp_path, monkeypatch):
+def folder(runs, tmp_path, monkeypatch):
     """The folder of a copy of the LSTM that a test may change. Figures are saved without pixels, to save time."""
-    monkeypatch.setattr(visualize, "encode_png", Mock(return_value=b""))
-    use_as_synthetic(monkeypatch, rnn[1])
-    return shutil.copytree(rnn[0], tmp_path / rnn[0].name)
+    folder, data = runs["rnn"]
+    monkeypatch.setattr(visualize.Figure, "savefig", Mock())
+    use_as_synthetic(monkeypatch, data)
+    return shutil.copytree(folder, tmp_path / folder.name)
 
 
-def test_a_saved_run_computes_with_its_own_seed_precision_and_pixels(cnn, monkeypatch):
+def test_a_saved_run_computes_with_its_own_seed_precision_and_pixels(runs, monkeypatch):
     """It does not change the state of torch's random number generator."""
-    use_as_synthetic(monkeypatch, cnn[1])
+    folder, data = runs["cnn"]
+    use_as_synthetic(monkeypatch, data)
     torch.manual_seed(7)
     generator_state = torch.get_rng_state()
-    run = SavedRun(cnn[0])
+    run = SavedRun(folder)
     with restored_process():
         images = utils.load_data("cifar10", "synthetic", None, "permuted").test.images
-        assert torch.equal(run.probabilities, utils.predict(run.model, images).softmax(1))
+        assert torch.equal(run.data.test.images, images)
+    assert torch.equal(run.probabilities, utils.predict(run.model, images).softmax(1))
     for model, epoch in ((run.untrained_model(), 0), (run.model_after(0), 0), (run.model_after(1), 1), (run.model, 2)):
         weights = torch.load(run.folder / "snapshots" / f"epoch_{epoch:02d}.pt")["layers.conv1.weight"]
         assert torch.equal(visualize.first_kernels(model), weights[:, 0])
+        assert model.precision == "bf16"
     assert torch.equal(torch.get_rng_state(), generator_state)
-    run.model.precision = "fp32"
-    assert not torch.equal(run.probabilities, utils.predict(run.model, images).softmax(1))
 
 
-# Files, and the command line
-
-
-@pytest.mark.parametrize(
-    ("network", "names", "tables"),
-    [("cnn", CNN, ["layers", "gabor"]), ("rnn", GATED_RNN, ["gradients", "reading", "gates"])],
-)
-def test_every_fitting_figure_is_saved_with_its_table(call, request, monkeypatch, tmp_path, network, names, tables):
-    folder, data = request.getfixturevalue(network)
+@pytest.mark.parametrize(("network", "names"), [("cnn", CNN), ("rnn", GATED_RNN)])
+def test_each_figure_of_a_run_is_saved_with_its_table_or_refused(call, runs, monkeypatch, tmp_path, network, names):
+    folder, data = runs[network]
     use_as_synthetic(monkeypatch, data)
     files = read_files(folder)
-    status, output, _ = call(visualize, folder, "--output-dir", tmp_path)
-    assert (status, read_files(folder)) == (0, files)
-    pictures = [f"{name}.png".replace("deconv", "deconv_conv2") for name in names]
-    written = {*pictures, *(f"{name}.csv" for name in tables)}
-    assert set(os.listdir(tmp_path)) == {".outputs", *written}
+    status, output, error = call(visualize, folder, "--output-dir", tmp_path)
+    assert (status, error, read_files(folder)) == (0, "", files)
+    tables = [name for name in names if FIGURES[name].measure]
+    written = {*(f"{name}.png" for name in names), *(f"{name}.csv" for name in tables)}
+    assert set(os.listdir(tmp_path)) == written
     assert {str(tmp_path / name) for name in written} <= set(output.splitlines())
-    for name in pictures:
-        picture = matplotlib.image.imread(tmp_path / name)[..., :3]
+    for name in names:
+        picture = matplotlib.image.imread(tmp_path / f"{name}.png")[..., :3]
         assert [picture.shape[1], picture.std() > 0.05] == [8 * 40, True], "8 inches wide and not blank"
     for name in tables:
-        columns, rows = visualize.TABLES[name](SavedRun(folder))
-        assert (tmp_path / f"{name}.csv").read_text() == visualize.format_table(columns, rows)
-
-
-def test_a_second_entry_of_one_name_is_refused():
-    for decorator in (visualize.figure(), visualize.comparison("memory"), visualize.table("gates")):
-        with pytest.raises(ValueError, match="is registered twice"):
-            decorator(SimpleNamespace(__name__="curves"))
+        assert visualize.parse_table((tmp_path / f"{name}.csv").read_text())[-1]["epoch"] == "2"
+    outcome = call(visualize, folder, "--figures", "curves", "results", "--output-dir", tmp_path / "none")
+    assert_refused(outcome, f"{folder} has no figure results; it has {', '.join(names)}\n")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
-    ("config", "names", "missing"),
+    ("config", "names"),
     [
-        (cnn_cifar10.Config(without="fc1"), CNN, "reading"),
-        (cnn_cifar10.Config(without="conv1"), ANY_RUN, "filters"),
-        (cnn_cifar10.Config(without="conv1+conv2"), ANY_RUN, "gabor"),
-        (rnn_mnist.Config(cell="gru", gates="constant"), GATED_RNN, "results"),
-        (rnn_mnist.Config(cell="rnn"), PLAIN_RNN, "gates"),
+        (cnn_cifar10.Config(without="fc1"), CNN),
+        (cnn_cifar10.Config(without="conv1"), ANY_RUN),
+        (rnn_mnist.Config(cell="gru", gates="constant"), GATED_RNN),
+        (rnn_mnist.Config(cell="rnn"), PLAIN_RNN),
     ],
 )
-def test_what_a_run_lacks_is_refused_before_anything_is_drawn(call, tmp_path, config, names, missing):
-    """A run may lack a figure, which does not fit its settings, or the checkpoint, which curves does not need."""
-    record = {"script": config.script, "settings": asdict(config), "conditions": {"data_source": "real"}}
+def test_a_run_has_the_figures_that_fit_and_without_checkpoint_only_curves(call, tmp_path, config, names):
+    record = {"script": config.script, "settings": vars(config), "conditions": {"data_source": "real"}}
     (tmp_path / "config.json").write_text(json.dumps(record))
     (tmp_path / "metrics.csv").write_text(utils.format_csv(utils.METRIC_COLUMNS, [(1, 2.0, 30.0, 1.0, 50.0, 9.0)]))
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "curves.png").write_text("shipped")
     files = read_files(tmp_path)
-    outcome = call(visualize, tmp_path, "--figures", "curves", missing)
-    assert_refused(outcome, f"{tmp_path} has no figure {missing}; it has {', '.join(names)}\n")
-    assert_refused(call(visualize, tmp_path, "--figures", "curves", "heatmap"), "invalid choice: 'heatmap'")
+    assert [name for name in FIGURES if FIGURES[name].fits(SavedRun(tmp_path))] == names
     assert_refused(call(visualize, tmp_path), f"train the run with {config.command()} and pass its folder\n")
     assert read_files(tmp_path) == files
     assert call(visualize, tmp_path, "--figures", "curves")[0] == 0
     assert matplotlib.image.imread(tmp_path / "figures" / "curves.png").any()
 
 
-def test_a_figure_that_cannot_be_drawn_does_not_stop_the_others(call, folder):
-    """The figure gates needs data that are missing in --data-dir. A user's file in figures/ stays."""
-    config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config.replace('"synthetic"', '"real"'))
-    (folder / "figures").mkdir()
-    (folder / "figures" / "notes.txt").write_text("a user's file")
-    status, _, error = call(visualize, folder, "--figures", "gates", "curves", "--data-dir", folder / "data")
-    first_line, last_line = error.splitlines()
-    missing = folder / "data" / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    assert first_line.startswith(f"could not draw gates of {folder}: MNIST: {missing} is missing; ")
-    assert last_line == "visualize.py: error: 1 of 2 figures could not be drawn, for the reasons given above"
-    assert status == 2
-    assert set(os.listdir(folder / "figures")) == {".outputs", "curves.png", "notes.txt"}
-    assert not (folder / "data").exists()
-
-
-def test_missing_snapshots_cost_no_figure(call, folder):
-    """Figures show the epochs of the checkpoint, also if a kill left metrics.csv behind it or snapshots ahead of it."""
-    shutil.copy(folder / "snapshots" / "epoch_02.pt", folder / "snapshots" / "epoch_03.pt")
-    for epoch in range(3):
-        (folder / "snapshots" / f"epoch_{epoch:02d}.pt").unlink()
-    lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
-    (folder / "metrics.csv").write_text("".join(lines[:-1]))
-    assert SavedRun(folder).epoch == 2
-    assert call(visualize, folder)[0] == 0
+def test_a_missing_snapshot_costs_an_epoch_and_a_damaged_one_a_figure(call, folder):
+    """A figure that cannot be drawn is reported, and the others are drawn. A user's file in figures/ stays."""
+    path = folder / "snapshots" / "epoch_01.pt"
+    path.unlink()
+    assert call(visualize, folder, "--figures", "gradients")[0] == 0
     assert [row["epoch"] for row in utils.read_csv(folder / "figures" / "gradients.csv")] == ["0", "2"]
+    (folder / "figures" / "gradients.png").rename(folder / "figures" / "notes.png")
+    path.write_text("damaged")
+    status, _, error = call(visualize, folder)
+    first_line, last_line = error.splitlines()
+    assert first_line.startswith(f"could not draw gradients of {folder}: {path} is damaged")
+    assert "1 of 5 figures could not be drawn, for the reasons given above" in last_line
+    assert status == 2
+    assert {file.stem for file in (folder / "figures").glob("*.png")} == {"notes", *GATED_RNN} - {"gradients"}
+
+
+def test_all_that_figures_show_comes_from_one_reading_of_the_checkpoint(folder, monkeypatch):
+    """Training may replace the checkpoint after the run was found, and again after its network was loaded."""
+    path = folder / "checkpoint.pt"
+    last = utils.read_checkpoint(folder)
+    run = visualize.open_run(folder, None)
+    state = {"model": utils.load_tensors(folder / "snapshots" / "epoch_01.pt")}
+    utils.save_tensors(path, last | {"history": last["history"][:1], "state": state})
+    predict = utils.predict
+
+    def predict_while_training(model, images):
+        utils.save_tensors(path, last)
+        return predict(model, images)
+
+    monkeypatch.setattr(visualize, "predict", predict_while_training)
+    assert visualize.draw_run(run, None, folder / "figures") == [0] * len(GATED_RNN)
+    assert utils.read_history(folder) == last["history"]
+    assert run.test_accuracy(run.epoch) == utils.evaluate(run.model, run.data.test).accuracy
+    epochs = [utils.read_csv(folder / "figures" / f"{name}.csv")[-1]["epoch"] for name in GATED_RNN[2:]]
+    assert [run.epoch, *epochs] == [1, "1", "1", "1"]
 
 
 TABLE = "epoch,rows,known,answered\n1,1,11,12\n2,2,13,14\n"
@@ -543,8 +579,8 @@ DAMAGED_TABLES = {
 @pytest.mark.parametrize("damage", DAMAGED_TABLES)
 def test_tables_are_read_or_else_measured_again_or_else_named(folder, monkeypatch, capsys, damage):
     """A table is read if its last epoch is that of the run, whatever the times of the files."""
-    measured = Mock(return_value=(("epoch", "rows", "known", "answered"), [(2, 1, 0.5, 0.25)]))
-    monkeypatch.setitem(visualize.TABLES, "reading", measured)
+    measured = Mock(return_value=[{"epoch": 2, "rows": 1, "known": 0.5, "answered": 0.25}])
+    monkeypatch.setitem(FIGURES, "reading", FIGURES["reading"]._replace(measure=measured))
     expected = [{"epoch": "2", "rows": "1", "known": "0.5", "answered": "0.25"}]
     path = folder / "figures" / "reading.csv"
     assert read_table(SavedRun(folder), "reading") == expected, "there is no table"

@@ -20,6 +20,7 @@ from visualize import ALPHA, FAILS, HOLDS, UNDECIDED, UNMEASURED, Comparison, Me
 import numpy as np
 
 EPOCHS = 10  # accuracies are compared after this epoch
+CHANCE_LEVEL = 15  # percent; a network above it has begun to learn
 SHARED = {"optimizer": "adam", "momentum": 0.0, "pixels": "in-place", "seed": 0}
 CNN = cnn_cifar10.Config(dataset="cifar10", without="nothing", lr=1e-4, batch_size=128, **SHARED)
 ROWS = {"rows_before": 0, "rows_after": 0, "keep_bias": None, "gates": "full"}
@@ -33,7 +34,6 @@ BEST_RNN_56 = replace(RNN, lr=1e-4, rows_after=56, keep_bias=10.0)  # the best p
 GRU_56 = replace(GRU, rows_after=56, keep_bias=2.0)
 LSTM_56 = replace(LSTM, rows_after=56, keep_bias=2.0)
 SAME_WEIGHTS = ((GRU, 55), (LSTM, 64))  # units that give an RNN, or constant gates, as many weights
-NOT_IN_START = {"optimizer", "lr", "momentum", "pixels", "gates"}  # settings that do not affect the initial weights
 
 # Measuring and testing; runs is always a dict from a Config to its SavedRuns -----------------------------------------
 
@@ -58,7 +58,7 @@ def table_median(run, table, column, where):
 
 def rise_of_update_gate(run, layer, epoch):
     """Return a GRU's mean update gate in the blank rows minus that in rows 8 to 20, in points; None if at chance."""
-    has_learned = run.epoch == epoch and run.test_accuracy(epoch) > visualize.CHANCE_LEVEL
+    has_learned = run.epoch == epoch and run.test_accuracy(epoch) > CHANCE_LEVEL
     rows = visualize.read_table(run, "gates") if has_learned else []
     means = [100 * float(row["mean"]) for row in rows if row["gate"] == "update" and row["layer"] == str(layer)]
     return float(np.mean(means[28:]) - np.mean(means[7:20])) if means else None
@@ -66,14 +66,14 @@ def rise_of_update_gate(run, layer, epoch):
 
 def log_gradient(run, row, is_share=False):
     """Return log10 of the loss gradient's norm at a row before training; is_share: relative to the last row's."""
-    norms = visualize.gradients_of(run).get(0)
+    norms = visualize.parse_gradients(visualize.read_table(run, "gradients")).get(0)
     return None if norms is None else math.log10(norms[row] / (norms[-1] if is_share else 1))
 
 
 def compare(first, second, paired=False, above=0, below=math.inf, unit="%"):
     """Test whether the difference of the means, first minus second, lies between above and below."""
-    test = visualize.compare_paired if paired else visualize.compare
-    lower, upper = test(first, second, above, unit), test(second, first, -below, unit)
+    lower = visualize.compare(first, second, above, unit, paired)
+    upper = visualize.compare(second, first, -below, unit, paired)
     label = f"{first.summary(unit)} against {second.summary(unit)}{', paired' if paired else ''}"
     if (above, below) != (0, math.inf):
         label += f"; claimed: {above:g} to {below:g}".replace("inf", "∞")
@@ -87,11 +87,8 @@ def compare(first, second, paired=False, above=0, below=math.inf, unit="%"):
 
 def compare_accuracy(runs, first, second, above=0, below=math.inf):
     """Test the accuracies of two settings; runs of one seed are pairs if weights and order of images start the same."""
-    same_script = first.script == second.script
-    shared = {name: getattr(second, name) for name in NOT_IN_START if same_script and hasattr(second, name)}
-    paired = replace(first, **shared) == second
-    same_network = first.network == second.network
-    second_label = visualize.label_configs([first, second])[0][1] if same_network else second.caption
+    paired = visualize.starts_equal(first, second)
+    second_label = visualize.label_configs([first, second])[0][1] if first.network == second.network else second.caption
     return compare(accuracy(runs, first), accuracy(runs, second, second_label), paired, above, below)
 
 
@@ -105,7 +102,10 @@ def compare_to_number(measurements, number, above=0, below=math.inf):
 def count_rises(runs, configs, label, earliest, latest, last=EPOCHS):
     """Sign test over runs of at least last epochs: do most exceed chance first from epoch earliest to latest?"""
     counted = [run for config in configs for run in runs.get(config, []) if run.epoch >= last]
-    epochs = [visualize.first_epoch_above_chance(run, last) for run in counted]
+    epochs = []
+    for run in counted:
+        above_chance = [row["epoch"] for row in run.history[:last] if row["test_accuracy"] > CHANCE_LEVEL]
+        epochs.append(min(above_chance, default=math.inf))
     total, count = len(epochs), sum(earliest <= epoch <= latest for epoch in epochs)
     if not total:
         return Comparison(label, UNMEASURED)
@@ -137,7 +137,9 @@ def claim(number, kind, sentence):
     """Register the function that tests a claim, its main part first. Raises ValueError if the number is taken."""
 
     def register(test):
-        visualize.register(CLAIMS, number, (kind, sentence, test))
+        if number in CLAIMS:
+            raise ValueError(f"claim {number} is registered twice")
+        CLAIMS[number] = (kind, sentence, test)
         return test
 
     return register
@@ -396,7 +398,7 @@ RULES = f"""## How to read this
 
 - Accuracies are test accuracies after epoch {EPOCHS} on the real data: mean (lowest to highest, number of seeds).
 - B is the value of `--keep-bias`, the initial bias of the gate that keeps the state: at first each step keeps
-  sigmoid(B) of it. Blank rows follow the digit. Above chance means more than {visualize.CHANCE_LEVEL} %.
+  sigmoid(B) of it. Blank rows follow the digit. Above chance means more than {CHANCE_LEVEL} %.
 - A permutation test compares two means. If runs of one seed start with the same weights and see the images in the same
   order, they are paired, and the signs of their differences are flipped. Otherwise all values are shuffled. Beyond
   {visualize.MAX_PERMUTATIONS:,} permutations, this many random ones are drawn.
@@ -475,8 +477,7 @@ def format_claims(runs):
     if not tested:
         raise utils.InputError("no claim can be tested with these runs; see runs/reference/claims.md")
     kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
-    decided = sum(part.verdict != UNDECIDED for part in tested)
-    rules = RULES.format(tested=len(tested), decided=decided, kept=kept)
+    rules = RULES.format(tested=len(tested), decided=sum(part.verdict != UNDECIDED for part in tested), kept=kept)
     columns = ("", "claim", "kind", "verdict", "main difference (90 % interval)")
     missing = f"Not tested, because runs are missing: {', '.join(untested)}." if untested else "All claims are tested."
     text = [INTRO, utils.markdown_table(columns, overview), missing, rules]
