@@ -449,7 +449,10 @@ class Config:
 def restore_config(config_class, recorded):
     """Return the Config with the settings that a run recorded, a dict; those that it lacks have their defaults."""
     changed = {name: value for name, value in recorded.items() if value != getattr(config_class, name, None)}
-    return config_class(**changed)
+    try:
+        return config_class(**changed)
+    except TypeError as error:  # a setting that this version of the project lacks
+        raise InputError(str(error)) from None
 
 
 def read_config(folder, configs):
@@ -467,7 +470,6 @@ def read_config(folder, configs):
 
 METRIC_COLUMNS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
 START_OVER = "start over with --fresh, or use another --runs-dir"
-UNUSABLE = "is damaged or from other settings; delete it"  # of a checkpoint or a snapshot
 
 
 def write_atomically(path, content):
@@ -520,7 +522,13 @@ def load_tensors(path, keys=frozenset(), with_tensors=True):
     except Exception as error:  # a damaged file may raise anything
         if isinstance(error, OSError | MemoryError) or isinstance(error, RuntimeError) and "memory" in str(error):
             raise
-    raise InputError(f"{path} {UNUSABLE}")
+    raise unusable(path)
+
+
+def unusable(path):
+    """Return the InputError that says what to do with a checkpoint or a snapshot that cannot be used."""
+    advice = START_OVER if path.name == "checkpoint.pt" else "delete it"
+    return InputError(f"{path} is damaged or from other settings; {advice}")
 
 
 def format_csv(columns, rows):
@@ -688,7 +696,7 @@ def load_state(path, states, parts):
         for name, part in parts.items():
             part.load_state_dict(states[name])
     except (RuntimeError, LookupError, ValueError):
-        raise InputError(f"{path} {UNUSABLE}") from None
+        raise unusable(path) from None
 
 
 # Loss and accuracy ---------------------------------------------------------------------------------------------------

@@ -117,10 +117,6 @@ class SavedRun:
         self.history = checkpoint["history"]
         return model
 
-    def load(self):
-        """Load the trained network and the history of its checkpoint before anything is measured."""
-        _ = self.model
-
     def untrained_model(self):
         """Return the network before training, rebuilt from the seed. The global random state is left unchanged."""
         with torch.random.fork_rng(devices=[]):
@@ -221,9 +217,8 @@ def read_table(run, name):
     A table that is missing, damaged or not from the last epoch is measured again if there is a checkpoint.
     """
     path = run.folder / "figures" / f"{name}.csv"
-    rows = []
-    with suppress(FileNotFoundError):
-        rows = parse_table(path.read_text(encoding="utf-8", errors="replace"))
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    rows = parse_table(text)
     if rows and max(int(row["epoch"]) for row in rows) == run.epoch:
         return rows
     if not (run.folder / "checkpoint.pt").exists():
@@ -231,7 +226,7 @@ def read_table(run, name):
             print_line(f"skipping {path}: damaged or not from epoch {run.epoch}, with no checkpoint.pt")
         return []
     try:
-        run.load()
+        _ = run.model  # loads the history of the same checkpoint
         text = format_table(FIGURES[name].measure(run))
     except (InputError, OSError) as error:
         print_line(f"could not compute {name} for {run.folder}: {error}")
@@ -1237,8 +1232,11 @@ def compare_curves(groups):
                 labels, common = label_configs([group.config for group in shown])
                 *_, best = best_setting(shown, labels)
                 panels.append((f"{common}\n{best}", partial(draw_epochs, groups=shown)))
-    *_, best = best_setting(groups, label_configs([group.config for group in groups])[0])
-    return draw_panels("curves", groups, panels, f"Test accuracy after epoch {groups[0].epoch}, {best}", columns=2)
+    title = f"Test accuracy after epoch {groups[0].epoch}"
+    if len({group.config.dataset for group in groups}) == 1:
+        *_, best = best_setting(groups, label_configs([group.config for group in groups])[0])
+        title += f", {best}"
+    return draw_panels("curves", groups, panels, title, columns=2)
 
 
 def draw_seeds(axes, groups, spec):
@@ -1297,13 +1295,15 @@ def bias_label(keep_bias):
 
 
 def draw_memory(axes, groups, all_rows, biases):
-    """Draw a panel of compare_memory. all_rows, biases: the values in all panels, which share x axis and colours."""
-    offsets = np.linspace(-0.4, 0.4, len(biases) + 2)[1:-1]  # the dots lie side by side in the order of B
-    for bias, offset, color in zip(biases, offsets, itertools.cycle(LINE_COLORS), strict=False):
+    """Draw a panel of compare_memory, dots in the order of B. all_rows, biases: the values in all panels."""
+    shown = {group.config.keep_bias for group in groups}
+    own_biases = [bias for bias in biases if bias in shown]
+    for bias, color in zip(biases, itertools.cycle(LINE_COLORS), strict=False):
         means = {}  # by position
         for group in groups:
             if group.config.keep_bias == bias:
-                x = all_rows.index(group.config.rows_after) + offset
+                place = own_biases.index(bias) - (len(own_biases) - 1) / 2
+                x = all_rows.index(group.config.rows_after) + 0.15 * place
                 axes.plot([x] * len(group.runs), group.accuracies, "o", color=color, alpha=0.7)
                 means[x] = group.mean
         kept = "" if bias is None else f": keeps {100 / (1 + math.exp(-bias)):.0f} % at first"
@@ -1553,8 +1553,8 @@ COMPARISONS = setting_comparisons() | {"results": results, "curves": compare_cur
 
 def skip(error, folder=None):
     """Print that a folder is skipped, and why; folder: None for the file that the error names."""
-    _, message = utils.describe_error(error)
-    print_line(f"skipping {folder or error.filename}: {message.removeprefix('error: ').removeprefix(f'{folder} ')}")
+    reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{folder} ")
+    print_line(f"skipping {folder or error.filename}: {reason}")
 
 
 def open_run(folder, data_dir):
@@ -1660,7 +1660,7 @@ def draw_figure(run, name):
 def draw_run(run, names, output_dir):
     """Draw the figures of one run; names: those to draw, None for all. Returns the statuses of draw_all."""
     if set(names or ()) != {"curves"}:  # all others need the checkpoint
-        run.load()
+        _ = run.model  # loads the history of the same checkpoint
     figures = {name: partial(draw_figure, run, name) for name, spec in FIGURES.items() if spec.fits(run)}
     _, statuses = draw_all(figures, names, run.folder, output_dir)
     return statuses
@@ -1673,7 +1673,7 @@ def draw_comparison(runs, names, output_dir):
     """
     real_runs = [run for run in runs if not run.source_suffix]
     if real_runs and len(real_runs) < len(runs):
-        print_line(f"skipping {len(runs) - len(real_runs)} runs on synthetic data; pass only them to compare them")
+        print_line(f"skipping runs on synthetic data ({len(runs) - len(real_runs)}); to compare them, pass only them")
     groups = group_runs(real_runs or runs)
     figures = {name: partial(draw, groups) for name, draw in COMPARISONS.items()}
     written, statuses = draw_all(figures, names, "the comparison", output_dir)

@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named_and_runs_no_code(script, kind, call, trai
     damage(path, kind)
     before = read_files(finished_run)
     outcome = train("--epochs", 2) if script is rnn_mnist else call(script, finished_run)
-    assert_refused(outcome, f"error: {path} is damaged or from other settings; delete it\n")
+    assert_refused(outcome, f"error: {path} is damaged or from other settings; {utils.START_OVER}\n")
     assert read_files(finished_run) == before
     assert not (finished_run / "intruder").exists()
 
