@@ -380,11 +380,11 @@ def filters(run):
     kernels = {"untrained": first_kernels(run.untrained_model()), "trained": first_kernels(run.model)}
     fig = Figure(figsize=(FIGURE_WIDTH, 3.6))
     for axes, (state, weights) in zip(fig.subplots(2, 1), kernels.items(), strict=True):
-        limit = weights.abs().max().item()
+        limit = weights.abs().quantile(0.98).item()  # a few strong weights would hide the others
         numbers = range(len(weights))
         image, _, _ = draw_mosaic(axes, weights, numbers, columns=16, gap=1, room=2, vmin=-limit, vmax=limit)
         axes.set_title(state)
-        fig.colorbar(image, ax=axes, label="weight")
+        fig.colorbar(image, ax=axes, label="weight", extend="both")
     cosine = F.cosine_similarity(kernels["untrained"].flatten(1), kernels["trained"].flatten(1)).mean()
     title = f"After epoch {run.epoch}, the kernels of {convolution_names(run.model)[0]} have a mean cosine"
     fig.suptitle(f"{title} of {cosine:.2f} to the untrained ones\n{run.title}")

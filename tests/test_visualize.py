@@ -195,13 +195,13 @@ class MadeUp:
         labels["yticks"] = {"cat: 92.5 %": 0, "dog: 74.9 %": 1, "owl: 89.8 %": 2}
         return run, title, {0: counts | labels}
 
-    def filters(self):
+    def filters(self):  # the limits are the 98 % quantiles of the absolute weights
         untrained = torch.tensor([[[0.3, 0.0], [0.0, 0.4]], [[0.5, 0.0], [0.0, 0.0]]])
         trained = torch.tensor([[[-0.6, 0.0], [0.0, -0.8]], [[0.42, 0.0], [0.0, 0.56]]])
         self.replace(first_kernels={"untrained": untrained, "trained": trained}.get)
         title = "After epoch 4, the kernels of conv1 have a mean cosine of -0.20 to the untrained ones"
-        before = {"title": "untrained", "values": [0.3, 0, 0.5, 0.4], "limits": [-0.5, 0.5], "texts": ["0", "1"]}
-        after = {"title": "trained", "values": [-0.6, 0, 0.42, -0.8, 0.56], "limits": [-0.8, 0.8]}
+        before = {"title": "untrained", "values": [0.3, 0, 0.5, 0.4], "limits": [-0.486, 0.486], "texts": ["0", "1"]}
+        after = {"title": "trained", "values": [-0.6, 0, 0.42, -0.8, 0.56], "limits": [-0.772, 0.772]}
         return stand_in(), title, {0: before, 1: after, 2: {"ylabel": "weight"}}
 
     def activations(self):
