@@ -68,7 +68,8 @@ def describe(axes):
     """Return what an axes shows, a dict. lines: (colour, y) by label; texts: row by row; spans: (colour, left, right);
     bands: (colour, lowest y, highest y)."""
     bars = [bar for container in axes.containers for bar in container]
-    spans = [patch for patch in axes.patches if patch not in bars]
+    rectangles = [patch for patch in axes.patches if hasattr(patch, "get_width")]
+    spans = [rectangle for rectangle in rectangles if rectangle not in bars]
     texts = sorted(axes.texts, key=lambda text: text.get_position()[::-1])
     images = axes.images[:1]
     return {
