@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # of MNIST's training images, in [0, 1]
 CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 # PyTorch stacks the weights of a layer in blocks of hidden_size rows; the block left out here is the candidate's.
 GATE_BLOCKS = {"rnn": {}, "gru": {"reset": 0, "update": 1}, "lstm": {"input": 0, "forget": 1, "output": 3}}
@@ -80,8 +81,8 @@ class RowReader(nn.Module):
 
     def __init__(self, config, classes=10):
         super().__init__()
-        self.spec = DATASETS[config.dataset]
-        self.recurrent = CELLS[config.cell](self.spec.size, config.hidden_size, num_layers=2, batch_first=True)
+        pixels = DATASETS[config.dataset].size
+        self.recurrent = CELLS[config.cell](pixels, config.hidden_size, num_layers=2, batch_first=True)
         self.fc = nn.Linear(config.hidden_size, classes)
         self.blank_rows = (config.rows_before, config.rows_after)
         self.frozen_weights = 0
@@ -135,7 +136,7 @@ class RowReader(nn.Module):
 
         Each step is a row of the image; the blank rows before and after them are black.
         """
-        return F.pad(images, (0, 0, *self.blank_rows)).float().div(255).sub(self.spec.mean).div(self.spec.std)
+        return F.pad(images, (0, 0, *self.blank_rows)).float().div(255).sub(PIXEL_MEAN).div(PIXEL_STD)
 
     def forward(self, images):
         """Return the logits, float32 (N, classes), of images (N, H, W) with gray values from 0 to 255."""

@@ -9,13 +9,11 @@ run is an experiment with its folder. Runs that differ only in their seeds form 
 
 import argparse
 import csv
-import difflib
 import errno
 import hashlib
 import io
 import itertools
 import json
-import logging
 import math
 import os
 import shlex
@@ -27,10 +25,9 @@ import time
 import warnings
 import zipfile
 from collections import namedtuple
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -45,15 +42,12 @@ def print_line(line, stream=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
-try:
-    script = Path(sys.argv[0]).resolve()
-    is_first = os.environ.get("RANK") in (None, "", "0")
-    if is_first and script.is_file() and script.parent == Path(__file__).resolve().parent:
-        print_line("loading torch ...")  # which takes seconds
+try:  # torch takes seconds to load
     import numpy as np
     import torch
     import torch.nn.functional as F
     from filelock import FileLock, Timeout
+    from PIL import Image
     from tqdm import tqdm
 except KeyboardInterrupt:
     print_line("interrupted", sys.stderr)
@@ -88,38 +82,29 @@ def describe_error(error):
         message = error.strerror or message
         if path and os.path.islink(path) and not os.path.exists(path):
             message = f"is a link to {os.readlink(path)}, which does not exist"
+        message = f"{path}: {message}" if path else message
         if error.errno in DISK_FULL_ERRORS:
             status = 1
             message += "; free some space and run the same command again"
-        message = f"{path}: {message}" if path else message
     return status, f"error: {message}"
 
 
-def run_main(main, *arguments, on_interrupt="finished epochs are kept; the same command, without --fresh, continues"):
-    """Call main and exit: with status 0, after Ctrl-C with 130, or with one line about an expected error."""
+@contextmanager
+def exit_with_status():
+    """Run a script's main, as its decorator, and end the process, with one line about Ctrl-C or an expected error."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a notebook's stream, or one that the caller has closed
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
-    thread_hook = threading.excepthook
-    log_level = logging.root.manager.disable
-
-    def report_bug(failure):
-        if not isinstance(failure.exc_value, OSError):  # TensorBoard's thread hands these to the main thread, too
-            thread_hook(failure)
-
-    threading.excepthook = report_bug
-    logging.disable(logging.WARNING)
+    threading.excepthook = lambda failure: None  # TensorBoard's thread hands its errors to the main thread, too
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    status, message = 0, ""
     try:
         with warnings.catch_warnings(action="ignore"):
-            main(*arguments)
-        status, message = 0, ""
+            yield
     except KeyboardInterrupt:
-        status, message = 130, f"interrupted; {on_interrupt}"
+        status, message = 130, "interrupted; finished work is kept; the same command, without --fresh, continues"
     except FAILURES as error:
         status, message = describe_error(error)
-    finally:
-        threading.excepthook = thread_hook
-        logging.disable(log_level)
     if message:
         print_line(f"{Path(sys.argv[0]).name}: {message}", sys.stderr)
     sys.exit(status)
@@ -132,10 +117,9 @@ Split = namedtuple("Split", "images labels")  # gray images, uint8 (N, H, W), an
 
 
 class Dataset(NamedTuple):
-    """The two splits of a data set and the names of its classes; source is 'real' or 'synthetic'."""
+    """The two splits of a data set and the names of its classes."""
 
-    name: str
-    source: str
+    source: str  # 'real' or 'synthetic'
     classes: tuple[str, ...]
     train: Split
     test: Split
@@ -146,20 +130,9 @@ class Dataset(NamedTuple):
         return self._replace(train=splits[0], test=splits[1])
 
 
-class DatasetSpec(NamedTuple):
-    """A data set of torchvision."""
-
-    label: str  # its name in captions
-    torchvision_class: str
-    folder: str  # where torchvision expects the files
-    files: tuple[str, ...]
-    md5: str  # of the images and labels of both splits
-    classes: tuple[str, ...]
-    size: int  # height and width in pixels
-    mean: float = 0.0  # of the pixels in [0, 1]
-    std: float = 1.0
-
-
+# label: its name in captions; folder and files: where torchvision expects them; md5: of the images and labels of both
+# splits; size: height and width in pixels.
+DatasetSpec = namedtuple("DatasetSpec", "label torchvision_class folder files md5 classes size")
 DATASETS = {
     "cifar10": DatasetSpec(
         label="CIFAR-10",
@@ -178,14 +151,12 @@ DATASETS = {
         md5="3a8942afaa4d4472e73e631e8d5025b7",
         classes=tuple("0123456789"),
         size=28,
-        mean=0.1307,
-        std=0.3081,
     ),
 }
 
 
 @cache
-def load_data(name, mode, data_dir, pixels="in-place", may_download=True):
+def load_data(name, mode, data_dir, pixels="in-place"):
     """Return a Dataset by its name in DATASETS; raises InputError if its files are damaged or not available.
 
     mode: 'real', 'synthetic', or 'auto', which is real if possible; pixels: 'permuted' permutes them (Le et al., 2015).
@@ -194,19 +165,19 @@ def load_data(name, mode, data_dir, pixels="in-place", may_download=True):
     splits = None
     if mode != "synthetic":
         try:
-            splits = read_real_splits(spec, data_dir, may_download)
+            splits = read_real_splits(spec, data_dir)
         except ConnectionError as error:
             if mode == "real":
-                raise InputError(f"{error}; copy it there, or use another --data-dir or --data synthetic") from None
+                raise
             print_once(f"{error}.")
     source, classes = ("real", spec.classes) if splits else ("synthetic", SYNTHETIC_CLASSES)
     if source == "synthetic":
-        print_once(synthetic_notice(name))
+        print_once(SYNTHETIC_NOTICE)
         splits = synthetic_splits(spec.size)
     if pixels == "permuted":
         order = torch.randperm(spec.size**2, generator=torch.Generator().manual_seed(0))
         splits = [Split(images.flatten(1)[:, order].view_as(images), labels) for images, labels in splits]
-    return Dataset(name, source, classes, *splits)
+    return Dataset(source, classes, *splits)
 
 
 def missing_files(spec, data_dir):
@@ -215,30 +186,28 @@ def missing_files(spec, data_dir):
     return [path for path in paths if not path.exists()]
 
 
-def read_real_splits(spec, data_dir, may_download):
-    """Return the training and the test Split of a data set, in gray; missing files are downloaded if may_download.
+def read_real_splits(spec, data_dir):
+    """Return the training and the test Split of a data set, in gray, and download it first if files are missing.
 
-    Raises InputError if files are damaged or may not be downloaded, ConnectionError if a download fails.
+    Raises InputError if files are damaged, ConnectionError if the download fails.
     """
     from torchvision import datasets
 
     torchvision_class = getattr(datasets, spec.torchvision_class)
-    if missing := missing_files(spec, data_dir):
-        if not may_download:
-            advice = "a training script downloads it, or name the directory with --data-dir"
-            raise InputError(f"{missing[0]} is missing; {advice}")
+    if missing_files(spec, data_dir):
         download(torchvision_class, spec, data_dir)
     try:
         splits = []
         for train in (True, False):
             dataset = torchvision_class(data_dir, train=train)
             images = np.asarray(dataset.data)
-            if images.ndim == 4:  # in colour; in parts to save memory
-                images = np.concatenate([rgb_to_gray(part) for part in np.array_split(images, 10)])
+            if images.ndim == 4:  # in colour, (N, H, W, 3): as one tall picture
+                tall = Image.fromarray(images.reshape(-1, *images.shape[2:])).convert("L")
+                images = np.array(tall).reshape(images.shape[:3])
             splits.append(Split(torch.from_numpy(images), torch.as_tensor(dataset.targets)))
         content = b"".join(tensor.numpy() for tensor in itertools.chain(*splits))
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != spec.md5:
-            raise ValueError("the MD5 sum of its images and labels is another")
+            raise ValueError("the MD5 sum of its images and labels is wrong")
         return splits
     except (OSError, MemoryError):
         raise
@@ -249,37 +218,26 @@ def read_real_splits(spec, data_dir, may_download):
 
 def download(torchvision_class, spec, data_dir):
     """Download a data set, in one process at a time. Raises ConnectionError if that fails."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(data_dir / ".download.lock"):
             if missing_files(spec, data_dir):  # otherwise another process has just downloaded them
                 print_once(f"downloading {spec.label} to {data_dir} ...")
-                try:
-                    torchvision_class(data_dir, download=True)
-                finally:
-                    with suppress(OSError):  # of folders that are not empty
-                        os.removedirs(data_dir / spec.folder)
+                torchvision_class(data_dir, download=True)
     except Exception as error:  # torchvision raises whatever a wrong archive leads to
+        with suppress(OSError):  # of folders that are not empty
+            os.removedirs(data_dir / spec.folder)
         number = getattr(error, "errno", None)
-        if number in DISK_FULL_ERRORS or (number and error.filename):  # an error of the disk, not of the network
-            raise
+        if isinstance(error, MemoryError) or number in DISK_FULL_ERRORS or (number and error.filename):
+            raise  # not an error of the network
         path = missing_files(spec, data_dir)[0]
         reason = f"cannot be downloaded ({' '.join(str(error).split())})"
-        raise ConnectionError(f"{spec.label}: {path} is missing and {reason}") from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-def rgb_to_gray(images):
-    """Turn RGB images, uint8 (N, H, W, 3), into gray ones, uint8 (N, H, W), bit-equal to PIL's (ITU-R 601-2)."""
-    weights = np.array([19595, 38470, 7471], dtype=np.float32)  # in units of 1/65536; float32 holds their sums exactly
-    return ((images.astype(np.float32) @ weights + 32768) / 65536).astype(np.uint8)
+        raise ConnectionError(f"{path} is missing and {reason}; copy it there, or use another --data-dir") from None
 
 
 SYNTHETIC_SIZES = [4_000, 1_000]  # images of the training and of the test split
 SYNTHETIC_CLASSES = tuple(f"pattern {number}" for number in range(10))
+SYNTHETIC_NOTICE = "NOTE: this is a small synthetic data set; do not compare its accuracies with published ones."
 
 
 def synthetic_splits(size):
@@ -296,12 +254,6 @@ def synthetic_splits(size):
     train_images, test_images = torch.from_numpy(images).split(SYNTHETIC_SIZES)
     train_labels, test_labels = torch.from_numpy(labels).split(SYNTHETIC_SIZES)
     return [Split(train_images, train_labels), Split(test_images, test_labels)]
-
-
-def synthetic_notice(name):
-    """Return the warning that is printed with results on synthetic data."""
-    label = DATASETS[name].label
-    return f"NOTE: this is a small synthetic data set, NOT {label}; do not compare its accuracies with published ones."
 
 
 # Settings: the command line, names, captions and config.json all follow from one dataclass ---------------------------
@@ -338,8 +290,7 @@ class SettingSpec:
     def check(self, value):
         """Raise InputError if the setting cannot have this value."""
         if self.choices and value not in self.choices:
-            choices = ", ".join(self.choices)
-            raise InputError(f"{self.flag} must be one of {choices}, not {value}{did_you_mean(value, self.choices)}")
+            raise InputError(f"{self.flag} must be one of {', '.join(self.choices)}, not {value}")
         if self.type in (int, float) and value is not None and not self.minimum <= value <= self.maximum:
             limits = f"{format_number(self.minimum)} and {format_number(self.maximum)}".replace("e+", "e")
             raise InputError(f"{self.flag} must be between {limits}, not {format_number(value)}")
@@ -355,12 +306,6 @@ class SettingSpec:
         if value is None:
             return template.format(self.none_label)
         return template.format(self.choices[value] if isinstance(self.choices, dict) else format_number(value))
-
-
-def did_you_mean(word, known):
-    """Return a hint that names the known word that is closest to a mistyped one; '' if none is close."""
-    close = difflib.get_close_matches(str(word).lower(), known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def format_number(value):
@@ -425,11 +370,6 @@ class Config:
         """The name of the run's folder, which distinguishes this experiment from all others of its script."""
         return "".join(spec.name_part(value) for spec, value in self.shown_items()).strip("_")
 
-    @property
-    def without_seed(self):
-        """The settings that runs with different seeds share: this Config with seed 0."""
-        return replace(self, seed=0)
-
     def captions(self):
         """Return the captions of the network and of the settings that are shown, by name, without empty ones."""
         captions = {"network": self.network} | {spec.name: spec.label(value) for spec, value in self.shown_items()}
@@ -440,11 +380,6 @@ class Config:
         """The experiment in words, without its seed."""
         return ", ".join(caption for name, caption in self.captions().items() if name != "seed")
 
-    def command(self, *arguments):
-        """Return the command line that trains this experiment, followed by further arguments."""
-        flags = [f"{spec.flag}={format_number(value)}" for spec, value in self.items() if value != spec.default]
-        return shell_command("python", f"{self.script}.py", *flags, *arguments)
-
 
 def restore_config(config_class, recorded):
     """Return the Config with the settings that a run recorded, a dict; those that it lacks have their defaults."""
@@ -453,17 +388,6 @@ def restore_config(config_class, recorded):
         return config_class(**changed)
     except TypeError as error:  # a setting that this version of the project lacks
         raise InputError(str(error)) from None
-
-
-def read_config(folder, configs):
-    """Return a run's Config and conditions, a namespace, from config.json; configs: the Config classes by script."""
-    path = folder / "config.json"
-    try:
-        record = json.loads(path.read_bytes())
-        config = restore_config(configs[record["script"]], record["settings"])
-        return config, SimpleNamespace(**record["conditions"])
-    except (InputError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path} does not fit this version of the project ({str(error)[:100]})") from None
 
 
 # The run's folder: checkpoint, metrics, snapshots and TensorBoard ----------------------------------------------------
@@ -499,28 +423,21 @@ def save_tensors(path, tensors):
     write_atomically(path, content.getbuffer())
 
 
-def load_tensors(path, keys=frozenset(), with_tensors=True):
-    """Return the dict that save_tensors wrote, on the CPU; raises InputError if it is damaged or lacks one of the keys.
-
-    It may come from others: no code in it is run. Without with_tensors, tensors are neither read nor checked: fast.
-    """
-    if not path.exists():
-        raise InputError(f"{path} is missing")
+def load_tensors(path, keys=frozenset()):
+    """Return the dict that save_tensors wrote, on the CPU; raises InputError if it is damaged or lacks one of keys."""
+    content = io.BytesIO(path.read_bytes())  # what is checked is what is loaded
     try:
-        source = io.BytesIO(path.read_bytes()) if with_tensors else path  # what is checked is what is loaded
-        with zipfile.ZipFile(source) as archive:  # torch.load checks neither checksums nor sizes
+        with zipfile.ZipFile(content) as archive:  # torch.load checks neither checksums nor sizes
             for entry in archive.infolist():
                 if entry.file_size != entry.compress_size or entry.external_attr != 0:
                     raise zipfile.BadZipFile
-                if with_tensors or entry.filename.endswith("data.pkl"):
-                    archive.read(entry)  # raises if the checksum is wrong
-        if with_tensors:
-            source.seek(0)
-        loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=not with_tensors)
+                archive.read(entry)  # raises if the checksum is wrong
+        content.seek(0)
+        loaded = torch.load(content, map_location="cpu", weights_only=True)  # runs no code that it may contain
         if loaded.keys() >= keys:
             return loaded
     except Exception as error:  # a damaged file may raise anything
-        if isinstance(error, OSError | MemoryError) or isinstance(error, RuntimeError) and "memory" in str(error):
+        if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "memory" in str(error):
             raise
     raise unusable(path)
 
@@ -538,30 +455,16 @@ def format_csv(columns, rows):
     return text.getvalue()
 
 
-def read_csv(path):
-    """Return the rows of a CSV file, list of dict of str; none where there is no such file."""
-    with suppress(FileNotFoundError, csv.Error), open(path, newline="", encoding="utf-8", errors="replace") as file:
-        return list(csv.DictReader(file))
-    return []
+def recorded_epochs(folder):
+    """Return the number of epochs in a run's metrics.csv, 0 where there is none."""
+    path = folder / "metrics.csv"
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
 
 
-def read_checkpoint(folder, with_tensors=True):
+def read_checkpoint(folder):
     """Return a run's checkpoint, a dict of record, history and state; None where there is none."""
     path = folder / "checkpoint.pt"
-    return load_tensors(path, {"record", "history", "state"}, with_tensors) if path.exists() else None
-
-
-def read_history(folder):
-    """Return the metrics of each finished epoch, list of dict: from the checkpoint or, without one, metrics.csv."""
-    if checkpoint := read_checkpoint(folder, with_tensors=False):
-        return checkpoint["history"]
-    try:
-        history = []
-        for row in read_csv(folder / "metrics.csv"):
-            history.append({name: float(row[name]) for name in METRIC_COLUMNS})
-        return history
-    except (LookupError, ValueError, TypeError):
-        raise InputError(f"{folder / 'metrics.csv'} is damaged") from None
+    return load_tensors(path, {"record", "history", "state"}) if path.exists() else None
 
 
 class Run:
@@ -576,20 +479,20 @@ class Run:
         self.config = config
         self.history = []
         self.writer = None
-        checkpoint = None if args.fresh else read_checkpoint(folder, with_tensors=False)
+        checkpoint = None if args.fresh else read_checkpoint(folder)
         if checkpoint:
             self.history = checkpoint["history"]
             self.conditions = SimpleNamespace(**checkpoint["record"]["conditions"])
             self._check_record(checkpoint["record"], args)
             self.conditions.epochs = max(args.epochs, self.epoch)
-        elif args.fresh or not read_csv(folder / "metrics.csv"):
+        elif args.fresh or recorded_epochs(folder) == 0:
             self.conditions = new_conditions(config, args, data_source)
         else:
             raise InputError(f"{folder} holds metrics.csv but no checkpoint.pt to continue from; {START_OVER}")
         self.device = self.conditions.device
         self.precision = self.conditions.precision
-        is_complete = self.epoch >= self.conditions.epochs
-        if self.device != "cpu" and not is_complete and not getattr(torch, self.device).is_available():
+        needs_device = self.device != "cpu" and self.epoch < self.conditions.epochs
+        if needs_device and not getattr(torch, self.device).is_available():
             advice = START_OVER if self.epoch else "use --device cpu"
             raise InputError(f"{folder}: the device {self.device} is not available; {advice}")
 
@@ -632,8 +535,8 @@ class Run:
             shown[spec.name] = spec.none_label if value is None else value
         self.writer.file_writer.add_summary(hparams(shown, {})[1])
         continuing = f", continuing after epoch {self.epoch}" if self.epoch else ""
-        parameters = f"{self.conditions.parameters:,} parameters"
-        print_once(f"{self.folder}: {parameters}, {self.device}, {self.precision}{continuing}")
+        parameters = self.conditions.parameters
+        print_once(f"{self.folder}: {parameters:,} parameters, {self.device}, {self.precision}{continuing}")
 
     def epochs(self):
         """Yield the numbers of the epochs that are left to train."""
@@ -748,8 +651,7 @@ def make_optimizer(model, config):
     """Return the optimizer that an experiment's settings name, for a model's parameters."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
-    is_fused = next(model.parameters()).device.type != "mps"
-    return torch.optim.Adam(model.parameters(), lr=config.lr, fused=is_fused)
+    return torch.optim.Adam(model.parameters(), lr=config.lr, fused=next(model.parameters()).device.type != "mps")
 
 
 # Tables of results, with the accuracies of the reference report ------------------------------------------------------
@@ -760,21 +662,11 @@ RESULT_COLUMNS = ("experiment", "reported", "mean", "range", "std", "seeds", "pa
 ReportedResult = namedtuple("ReportedResult", "config accuracy remark", defaults=("",))
 
 
-def find_reported(run, epoch, report):
-    """Return the ReportedResult of a run's settings; its accuracy is None if there is none to compare with."""
-    config = run.config.without_seed
-    if run.conditions.data_source == "real" and epoch == REPORT_EPOCHS:
-        for reported in report:
-            if reported.config == config:
-                return reported
-    return ReportedResult(config, None)
-
-
 def group_by_setting(runs):
     """Return lists of the runs that differ only in their seeds, in the given order."""
     groups = {}
     for run in runs:
-        groups.setdefault((run.config.without_seed, run.conditions.data_source), []).append(run)
+        groups.setdefault((replace(run.config, seed=0), run.conditions.data_source), []).append(run)
     return list(groups.values())
 
 
@@ -782,7 +674,9 @@ def result_row(runs, epoch, report):
     """Return the cells of RESULT_COLUMNS, texts, for runs that differ only in their seeds."""
     config = runs[0].config
     conditions = runs[0].conditions
-    reported = find_reported(runs[0], epoch, report)
+    reported = ReportedResult(config, None)
+    if conditions.data_source == "real" and epoch == REPORT_EPOCHS:
+        reported = {result.config: result for result in report}.get(replace(config, seed=0), reported)
     accuracies = [run.history[epoch - 1]["test_accuracy"] for run in runs]
     spread = ["", ""]
     if len(runs) > 1:
@@ -854,11 +748,9 @@ def new_conditions(config, args, data_source):
     precision = args.precision
     if precision == "auto":
         precision = "bf16" if "bf16" in config.precisions and has_native_bf16(device) else "fp32"
-    conditions = SimpleNamespace(data_source=data_source, device=device, precision=precision, epochs=args.epochs)
-    conditions.threads = min(args.threads, config.max_threads or args.threads)
-    conditions.versions = {name: version(name) for name in ("torch", "torchvision")}
-    conditions.versions["python"] = sys.version.split()[0]
-    return conditions
+    threads = min(args.threads, config.max_threads or args.threads)
+    conditions = {"data_source": data_source, "device": device, "precision": precision, "epochs": args.epochs}
+    return SimpleNamespace(**conditions, threads=threads, versions={"torch": str(torch.__version__)})
 
 
 def train_run(config, train, args, wait=True):
@@ -866,15 +758,14 @@ def train_run(config, train, args, wait=True):
     data = load_data(config.dataset, args.data, args.data_dir, config.pixels)
     prefix = "synthetic_" if data.source == "synthetic" else ""
     folder = args.runs_dir / config.script / f"{prefix}{config.name}"
-    lock = nullcontext()
-    if args.fresh or len(read_csv(folder / "metrics.csv")) < args.epochs:
+    lock = nullcontext()  # a complete run needs none
+    if args.fresh or recorded_epochs(folder) < args.epochs:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock").acquire(timeout=-1 if wait else 0)
     with lock:
         run = Run(folder, config, args, data.source)
         if run.epoch >= run.conditions.epochs:
-            is_recorded = (folder / "config.json").exists() and len(read_csv(folder / "metrics.csv")) == run.epoch
-            if not is_recorded:  # it was killed before it could write them, or they were deleted
+            if not (folder / "config.json").exists() or recorded_epochs(folder) != run.epoch:
                 run.write_records()
             print_once(f"{folder}: complete after epoch {run.epoch}; a larger --epochs extends it, --fresh starts over")
             return run
@@ -887,8 +778,6 @@ def train_run(config, train, args, wait=True):
             raise TrainingError(f"{folder}: {error} {place}; finished epochs are kept; try a smaller --lr") from None
         finally:
             run.close()
-    if world().size > 1:
-        print_line(f"{folder}: {run.history[-1]['test_accuracy']:.2f} % after epoch {run.epoch}")
     return run
 
 
@@ -896,8 +785,6 @@ def train_runs(configs, train, args):
     """Train experiments, last those that other processes train; return the Runs and the exit statuses of failures."""
     runs = {}
     failures = {}
-    start = time.monotonic()
-    is_only_run = len(configs) == 1 and world().rank == 0
     for wait in (False, True):
         for config in [config for config in configs if config not in runs and config not in failures]:
             try:
@@ -906,12 +793,11 @@ def train_runs(configs, train, args):
                 continue
             except FAILURES as error:
                 failures[config], message = describe_error(error)
-                if is_only_run or getattr(error, "errno", None) in DISK_FULL_ERRORS:
+                if (len(configs) == 1 and world().rank == 0) or getattr(error, "errno", None) in DISK_FULL_ERRORS:
                     raise
                 print_once(message, sys.stderr)  # each process meets each failure, because none is recorded
             if len(configs) > 1:
-                minutes = (time.monotonic() - start) / 60
-                print_once(f"{len(runs) + len(failures)} of {len(configs)} runs, {minutes:.0f} min")
+                print_once(f"{len(runs) + len(failures)} of {len(configs)} runs")
     return [runs[config] for config in configs if config in runs], list(failures.values())
 
 
@@ -944,16 +830,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message}; see --help")
 
-    def parse_args(self):
-        args, unknown = self.parse_known_args()
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            self.error(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")
-        return args
 
-
-def experiment_parser(config_class, description):
-    """Return the parser of a training script: one flag per setting, and the flags that are no settings."""
+def parse_experiments(config_class, report, description):
+    """Return the parsed command line of a training script, and the requested Configs without duplicates."""
     parser = Parser(description)
     flag = parser.add_argument
     for spec in config_class.specs():
@@ -973,11 +852,6 @@ def experiment_parser(config_class, description):
         flag("--precision", choices=("auto", *config_class.precisions), default="auto", help=precision_help)
     flag("--report", action="store_true", help="run the experiments of the reference report, for each --seed")
     flag("--fresh", action="store_true", help="start over instead of continuing")
-    return parser
-
-
-def parse_experiments(config_class, report, parser):
-    """Return the parsed command line of a training script, and the requested Configs without duplicates."""
     args = parser.parse_args()
     values = {}
     for spec in config_class.specs():
@@ -995,9 +869,14 @@ def parse_experiments(config_class, report, parser):
     return args, list(dict.fromkeys(configs))
 
 
-def run_experiments(config_class, train, report, description):
-    """Train what the command line asks for, then print the results and the commands to type next; see main."""
-    args, configs = parse_experiments(config_class, report, experiment_parser(config_class, description))
+@exit_with_status()
+def main(config_class, train, report, description):
+    """Train what the command line asks for, then print the results and the commands to type next.
+
+    config_class: the script's Config; train(config, run, data): trains one experiment; report: the ReportedResults of
+    --report; description: the text of --help.
+    """
+    args, configs = parse_experiments(config_class, report, description)
     args.threads = available_threads()
     runs, failures = train_runs(configs, train, args)
     if world().rank > 0:
@@ -1007,8 +886,8 @@ def run_experiments(config_class, train, report, description):
         print_line(f"\nTest accuracy in % after epoch {epoch}")
         rows = [result_row(group, epoch, report) for group in group_by_setting(runs)]
         print_line(markdown_table(RESULT_COLUMNS, rows))
-        for name in {run.config.dataset for run in runs if run.conditions.data_source == "synthetic"}:
-            print_line(synthetic_notice(name))
+        if any(run.conditions.data_source == "synthetic" for run in runs):
+            print_line(SYNTHETIC_NOTICE)
         folder = runs[0].folder
         siblings = {path.parent for path in folder.parent.glob("*/events.out.tfevents.*")}
         logdir = folder.parent if len(siblings) <= 40 else folder  # TensorBoard selects none of more than 40 runs
@@ -1017,8 +896,3 @@ def run_experiments(config_class, train, report, description):
     if failures:
         message = f"{len(failures)} of {len(configs)} runs could not be trained, for the reasons given above"
         raise TrainingError(message) if 1 in failures else InputError(message)
-
-
-def main(config_class, train, report, description):
-    """Run a training script: its Config, its train(config, run, data), its ReportedResults and its text for --help."""
-    run_main(run_experiments, config_class, train, report, description)

@@ -14,6 +14,7 @@ import csv
 import glob
 import io
 import itertools
+import json
 import logging
 import math
 import os
@@ -24,12 +25,13 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import cnn_cifar10
 import rnn_mnist
 import utils
-from utils import REPORT_EPOCHS, InputError, format_number, predict, print_line
+from utils import METRIC_COLUMNS, REPORT_EPOCHS, InputError, format_number, predict, print_line
 
 if __name__ == "__main__":  # a user's matplotlib settings are meant for other figures, and may be out of date
     os.environ["MPLBACKEND"] = "agg"
@@ -42,7 +44,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
-from tqdm import tqdm
 
 CONFIGS = {script.Config.script: script.Config for script in (cnn_cifar10, rnn_mnist)}
 REPORT = cnn_cifar10.REPORT + rnn_mnist.REPORT
@@ -74,7 +75,13 @@ class SavedRun:
     def __init__(self, folder, data_dir=Path("data")):
         self.folder = folder
         self.data_dir = data_dir
-        self.config, self.conditions = utils.read_config(folder, CONFIGS)
+        path = folder / "config.json"
+        try:
+            record = json.loads(path.read_bytes())
+            self.config = utils.restore_config(CONFIGS[record["script"]], record["settings"])
+            self.conditions = SimpleNamespace(**record["conditions"])
+        except (InputError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path} does not fit this version of the project ({str(error)[:100]})") from None
 
     @property
     def title(self):
@@ -89,12 +96,22 @@ class SavedRun:
     @property
     def command(self):
         """The command line that trains the run."""
-        return self.config.command(*(["--data", "synthetic"] if self.source_suffix else []))
+        flags = [f"{spec.flag}={format_number(value)}" for spec, value in self.config.items() if value != spec.default]
+        if self.source_suffix:
+            flags.append("--data=synthetic")
+        return utils.shell_command("python", f"{self.config.script}.py", *flags)
 
     @cached_property
     def history(self):
         """The metrics of each finished epoch, list of dict."""
-        return utils.read_history(self.folder)
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return []
+        try:
+            rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+            return [{name: float(row[name]) for name in METRIC_COLUMNS} for row in rows]
+        except (LookupError, ValueError, TypeError, csv.Error):
+            raise InputError(f"{path} is damaged; {self.command} writes it anew") from None
 
     @property
     def epoch(self):
@@ -148,17 +165,12 @@ class SavedRun:
     def data(self):
         """The Dataset on which the run was trained."""
         name, pixels = self.config.dataset, self.config.pixels
-        return utils.load_data(name, self.conditions.data_source, self.data_dir, pixels, may_download=False)
+        return utils.load_data(name, self.conditions.data_source, self.data_dir, pixels)
 
     @cached_property
     def probabilities(self):
         """The class probabilities of the test images, float32 (N, classes), in the precision of training."""
         return predict(self.model, self.data.test.images).softmax(dim=1)
-
-    @cached_property
-    def top_activations(self):
-        """The TopActivations of the test images in the last convolution."""
-        return top_activations(self.model, self.data.test.images, convolution_names(self.model)[-1])
 
 
 def is_recurrent(run):
@@ -516,7 +528,7 @@ class TopActivations(NamedTuple):
 
 
 @torch.inference_mode()
-def top_activations(model, images, layer, count=9, batch_size=250):
+def top_activations(model, images, layer, count, batch_size=250):
     """Return the TopActivations of a layer. Each image counts once per feature map."""
     maxima = []
     positions = []
@@ -588,8 +600,9 @@ def deconv(run):
 
     images = run.data.test.images
     layer = convolution_names(run.model)[-1]
-    maps = run.top_activations.values[0].topk(16).indices.sort().values  # the most active ones
-    reconstructions, patches = top_patches(run.model, layer, images, run.top_activations, maps)
+    top = top_activations(run.model, images, layer, count=9)
+    maps = top.values[0].topk(16).indices.sort().values  # the most active ones
+    reconstructions, patches = top_patches(run.model, layer, images, top, maps)
     limits = reconstructions.abs().flatten(1).nanquantile(0.995, dim=1).clamp(min=1e-12)
     brightness = 0.5 + 0.5 * reconstructions / limits[:, None, None, None]
     blocks = []
@@ -612,7 +625,7 @@ def evolution(run):
     """Draw how the strongest reconstruction of some feature maps develops during training (Fig. 4)."""
     images = run.data.test.images
     layer = convolution_names(run.model)[-1]
-    maps = run.top_activations.values[0].topk(8).indices.sort().values
+    maps = top_activations(run.model, images, layer, count=1).values[0].topk(8).indices.sort().values
     epochs = [epoch for epoch in (0, 1, 2, 5) if epoch in {0, *run.snapshot_epochs} and epoch < run.epoch]
     models = [run.model_after(epoch) for epoch in epochs] + [run.model]
     epochs.append(run.epoch)
@@ -762,15 +775,9 @@ def closest_gabor_functions(targets, free):
     phase = 2 * math.pi * frequency * u
     even = envelope * phase.cos()
     odd = envelope * phase.sin()
-
-    even_even = (even * even).sum(-1, keepdim=True) + 1e-6  # keeps the normal equations solvable
-    odd_odd = (odd * odd).sum(-1, keepdim=True) + 1e-6
-    even_odd = (even * odd).sum(-1, keepdim=True)
-    even_target = (even * targets).sum(-1, keepdim=True)
-    odd_target = (odd * targets).sum(-1, keepdim=True)
-    numerator_a = odd_odd * even_target - even_odd * odd_target  # Cramer's rule
-    numerator_b = even_even * odd_target - even_odd * even_target
-    fitted = (numerator_a * even + numerator_b * odd) / (even_even * odd_odd - even_odd**2)
+    waves = torch.stack([even, odd], dim=-1)
+    products = waves.mT @ waves + 1e-6 * torch.eye(2)  # keeps the normal equations solvable
+    fitted = (waves @ torch.linalg.solve(products, waves.mT @ targets[..., None])).squeeze(-1)
     return fitted, frequency, angle
 
 
@@ -1128,7 +1135,7 @@ def group_runs(runs):
     print_line(f"runs compared after epoch {epoch}: {len(compared)}")
     if shorter:
         print_line(f"skipping runs that have not reached epoch {epoch}: {', '.join(shorter)}")
-    return [Group(same, same[0].config.without_seed, epoch) for same in utils.group_by_setting(compared)]
+    return [Group(same, replace(same[0].config, seed=0), epoch) for same in utils.group_by_setting(compared)]
 
 
 def label_configs(configs):
@@ -1205,9 +1212,8 @@ def draw_panels(name, groups, panels, title, columns=3):
 
 def draw_epochs(axes, groups):
     """Draw test accuracy by epoch for up to MAX_LINES groups: the mean of the seeds, and their range."""
-    for group, label, color in zip(
-        groups, label_configs([group.config for group in groups])[0], LINE_COLORS, strict=False
-    ):
+    labels, _ = label_configs([group.config for group in groups])
+    for group, label, color in zip(groups, labels, LINE_COLORS, strict=False):
         epochs = range(1, group.epoch + 1)
         accuracies = np.array([[run.test_accuracy(epoch) for epoch in epochs] for run in group.runs])
         axes.plot(epochs, accuracies.mean(0), ".-", color=color, markersize=4, label=label)
@@ -1631,9 +1637,7 @@ def draw_all(figures, names, label, folder):
             raise InputError(f"{label} has no figure {name}; it has {', '.join(figures)}")
     written = set()
     statuses = []
-    bar = tqdm(dict.fromkeys(names or figures), unit="figure", leave=False, disable=None)
-    for name in bar:
-        bar.set_description(name)
+    for name in dict.fromkeys(names or figures):
         statuses.append(0)
         try:
             outputs = figures[name]()
@@ -1723,7 +1727,8 @@ def parse_command_line():
     return args
 
 
-def run():
+@utils.exit_with_status()
+def main():
     """Draw what the command line asks for. Raises InputError or TrainingError if a figure could not be drawn."""
     args = parse_command_line()
     runs = find_all_runs(args.folders, args.data_dir)
@@ -1739,10 +1744,6 @@ def run():
         failures = len(statuses) - statuses.count(0)
         message = f"{failures} of {len(statuses)} figures could not be drawn, for the reasons given above"
         raise utils.TrainingError(message) if 1 in statuses else InputError(message)
-
-
-def main():
-    utils.run_main(run, on_interrupt="finished figures are kept; the same command draws all figures")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def suite_epoch(script, *flags):
     with tempfile.TemporaryDirectory() as folder:
         run_script(script, *ONE_EPOCH, "--runs-dir", folder, *flags)
         [path] = Path(folder).rglob("metrics.csv")
-        return float(utils.read_csv(path)[-1]["seconds"])
+        return float(path.read_text().split(",")[-1])  # of the last epoch
 
 
 def matrix_product_rate(dtype, size=2048):

@@ -3,10 +3,13 @@
 The slowest tests need complete runs of the scripts. These are trained in the background while other tests run.
 """
 
+import csv
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -109,12 +112,15 @@ def pytest_sessionfinish():
 
 @contextmanager
 def restored_process():
-    """Forget the data that scripts read, before and after another script is called."""
+    """Forget the data that scripts read, before and after another script is called, and what it set for its process."""
     utils.load_data.cache_clear()
+    thread_hook = threading.excepthook
     try:
         yield
     finally:
         utils.load_data.cache_clear()
+        threading.excepthook = thread_hook
+        socket.setdefaulttimeout(None)
 
 
 @pytest.fixture
@@ -141,10 +147,14 @@ def requested(monkeypatch):
 
     def parse(script, *flags):
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
-        parser = utils.experiment_parser(script.Config, "")
-        return utils.parse_experiments(script.Config, script.REPORT, parser)[1]
+        return utils.parse_experiments(script.Config, script.REPORT, "")[1]
 
     return parse
+
+
+def flags_of(config):
+    """Return the flags with which a training script trains one experiment."""
+    return [f"{spec.flag}={utils.format_number(value)}" for spec, value in config.items() if value != spec.default]
 
 
 def train_here(script, runs_dir, data, config, epochs=2, precision="fp32"):
@@ -168,9 +178,14 @@ def assert_refused(outcome, words):
 # Reading a run's folder
 
 
+def read_csv(path):
+    """Return the rows of a CSV file, list of dict of str; none where there is no such file."""
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+
+
 def read_rows(folder):
     """Return the rows of metrics.csv, list of dict of str."""
-    return utils.read_csv(folder / "metrics.csv")
+    return read_csv(folder / "metrics.csv")
 
 
 def read_events(folder):
@@ -254,7 +269,7 @@ def noise_digits(images=1280):
     labels = torch.from_numpy(rng.integers(10, size=images + 100))
     train = utils.Split(pixels[:images], labels[:images])
     test = utils.Split(pixels[images:], labels[images:])
-    return utils.Dataset("mnist", "synthetic", utils.SYNTHETIC_CLASSES, train, test)
+    return utils.Dataset("synthetic", utils.SYNTHETIC_CLASSES, train, test)
 
 
 # Runs

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import cnn_cifar10
 import rnn_mnist
-import utils
 import visualize
 from runs.reference import claims
 from visualize import FAILS, HOLDS, UNDECIDED, Comparison, Measurements
@@ -162,7 +161,7 @@ def test_verdicts_follow_from_the_accuracies(tmp_path, is_opposite):
         )
 
 
-CLAIMS_SCRIPT = SimpleNamespace(__name__="claims", main=lambda: utils.run_main(claims.main))
+CLAIMS_SCRIPT = SimpleNamespace(__name__="claims", main=claims.main)
 
 
 def test_claims_of_other_runs_are_written_beside_them(call, tmp_path):

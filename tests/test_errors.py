@@ -21,14 +21,14 @@ from conftest import SMALL_GRU, assert_refused, read_files, read_rows, same
 @pytest.mark.parametrize(
     ("script", "flags", "message"),
     [
-        (rnn_mnist, "--precision fp32", "unknown argument --precision; see --help"),
-        (cnn_cifar10, "--epoch=3", "unknown argument --epoch; did you mean --epochs?; see --help"),
+        (rnn_mnist, "--precision fp32", "unrecognized arguments: --precision fp32; see --help"),
+        (cnn_cifar10, "--epoch=3", "unrecognized arguments: --epoch=3; see --help"),
         (cnn_cifar10, "--data none", "argument --data: invalid choice: 'none'"),
         (cnn_cifar10, "--lr fast", "argument --lr: invalid float value: 'fast'"),
         (cnn_cifar10, "--lr 1e-3 0 1e-4", "--lr must be between 1e-12 and 1e12, not 0"),
         (cnn_cifar10, "--epochs 0", "--epochs must be between 1 and 999, not 0"),
         (cnn_cifar10, "--runs-dir=", "argument --runs-dir: the name of the folder is empty"),
-        (rnn_mnist, "--cell gru LSTM", "--cell must be one of rnn, gru, lstm, not LSTM; did you mean lstm?"),
+        (rnn_mnist, "--cell gru LSTM", "--cell must be one of rnn, gru, lstm, not LSTM"),
         (rnn_mnist, "--gates input", "--gates input needs --cell gru or lstm; a plain RNN has no gates"),
         (rnn_mnist, "--momentum 0.9", "--momentum 0.9 needs --optimizer sgd"),
         (visualize, "", "the following arguments are required: RUN"),
@@ -126,8 +126,8 @@ def test_what_follows_from_the_checkpoint_is_repaired(train, finished_run, file,
     status, _, error = train("--epochs", 2)
     assert (status, error) == (0, "")
     assert read_rows(finished_run)[:1] == rows
-    config, conditions = utils.read_config(finished_run, visualize.CONFIGS)
-    assert (config, conditions.epochs) == (SMALL_GRU, 2)
+    run = visualize.SavedRun(finished_run)
+    assert (run.config, run.conditions.epochs) == (SMALL_GRU, 2)
 
 
 @pytest.mark.usefixtures("finished_run")

@@ -9,7 +9,7 @@ import utils
 import visualize
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, read_csv
 
 PATHS = ("README.md", "runs/reference/README.md", "runs/reference/predictions.md")
 TEXTS = {path: (ROOT / path).read_text(encoding="utf-8") for path in PATHS}
@@ -71,13 +71,13 @@ def test_files_and_logs_that_the_readme_names_exist():
         assert 0 < len(list((ROOT / log).rglob("events.out.tfevents.*"))) <= 40, "TensorBoard selects at most 40 runs"
 
 
-def test_the_table_of_flags_gives_every_flag_with_its_default():
+def test_the_table_of_flags_gives_every_flag_with_its_default(call):
     documented, actual = {}, {}
     for flags, cell in re.findall(r"^\| *(`--.*?)\|(.*?)\|", README, re.MULTILINE):
         defaults = re.sub(r" \((CNN|RNN)\)", "", cell).strip().split(", ")  # such as 128 (CNN), 64 (RNN)
         documented |= dict.fromkeys(re.findall(r"--[a-z-]+", flags), {*defaults} - {""})
     for script in SCRIPTS.values():
-        flags = utils.experiment_parser(script.Config, "").format_help()
+        _, flags, _ = call(script, "--help")
         for flag, text in re.findall(r"^  (--[a-z-]+)(.*?)(?=^  -|\Z)", flags, re.DOTALL | re.MULTILINE):
             default = re.search(r"\(default: (.*)\)", " ".join(text.split()))
             actual.setdefault(flag, set()).update(default.groups() if default else ())
@@ -103,7 +103,7 @@ def test_numbers_are_those_of_the_results_and_claims(path):
     Only numbers with decimals are checked. Signs are not: a difference of -6.47 may be written as 6.5 points.
     """
     claims = " ".join((ROOT / "runs/reference/claims.md").read_text(encoding="utf-8").split())
-    means = [row["mean"] for row in utils.read_csv(ROOT / "runs/reference/comparison/results.csv")]
+    means = [row["mean"] for row in read_csv(ROOT / "runs/reference/comparison/results.csv")]
     means += re.findall(r"(\d+\.\d+) % \(", claims)
     interval = r"[+-]?(\d+\.\d+) to [+-]?(\d+\.\d+)"
     tested = re.findall(rf"(\d+\.\d+) points (?:\| |\(){interval}", claims)

@@ -1,5 +1,6 @@
 """Settings: from one field of a script's Config follow the flag, the grid, names, captions and config.json."""
 
+import json
 import random
 import re
 import shlex
@@ -9,10 +10,12 @@ from types import SimpleNamespace
 import cnn_cifar10
 import rnn_mnist
 import utils
+import visualize
 from utils import setting
+from visualize import SavedRun
 
 import pytest
-from conftest import CONFIGS, assert_refused, read_files
+from conftest import assert_refused, read_files
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,19 @@ def test_report_asks_for_the_reported_experiments_for_each_seed(script, requeste
 
 
 @each_script
-def test_the_command_of_an_experiment_asks_for_it_alone(script, requested):
+def test_the_command_of_a_run_asks_for_its_experiment_alone(script, requested, tmp_path, monkeypatch):
     """Also with a negative bias, which argparse takes for a flag if a space precedes it."""
+    monkeypatch.setitem(visualize.CONFIGS, script.__name__, script.Config)
     rng = random.Random(4)
     configs = [script.Config(), *(random_config(rng, script.Config) for _ in range(50))]
     if script is not cnn_cifar10:
         configs.append(script.Config(cell="lstm", keep_bias=-1e-3))
     for config in configs:
-        python, path, *flags = shlex.split(config.command("--data", "synthetic"))
+        record = {"script": config.script, "settings": vars(config), "conditions": {"data_source": "synthetic"}}
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        python, path, *flags = shlex.split(SavedRun(tmp_path).command)
         assert (python, path.rpartition("/")[2]) == ("python", f"{script.__name__}.py")
-        assert flags[-2:] == ["--data", "synthetic"]
+        assert flags[-1] == "--data=synthetic"
         assert requested(script, *flags) == [config]
 
 
@@ -145,7 +151,6 @@ def test_the_command_of_an_experiment_asks_for_it_alone(script, requested):
 def test_names_and_captions_begin_with_what_distinguishes_a_run(config, name, caption):
     assert (config.name, config.caption) == (name, caption)
     assert ", ".join(config.captions().values()) == f"{caption}, seed {config.seed}"
-    assert replace(config, seed=7).without_seed == replace(config, seed=0)
 
 
 @each_config
@@ -184,7 +189,7 @@ def test_a_setting_has_only_values_that_its_declaration_allows(config_class):
 def test_older_runs_have_the_defaults_of_newer_settings(tmp_path):
     """A setting that has become a fixed attribute, such as dataset, is accepted with the same value."""
     (tmp_path / "config.json").write_bytes(RNN_RECORD % b'"cell": "gru", "seed": 3, "dataset": "mnist"')
-    assert utils.read_config(tmp_path, CONFIGS)[0] == RNN(cell="gru", seed=3)
+    assert SavedRun(tmp_path).config == RNN(cell="gru", seed=3)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +208,11 @@ def test_a_foreign_config_json_is_refused_and_named(tmp_path, content, reason):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(utils.InputError, match=f"^{path}.*{reason}"):
-        utils.read_config(tmp_path, CONFIGS)
+        SavedRun(tmp_path)
 
 
 @pytest.mark.usefixtures("tiny_data")
-def test_a_new_setting_trains_no_older_run_again(call, tmp_path):
+def test_a_new_setting_trains_no_older_run_again(call, tmp_path, monkeypatch):
     flags = ("--hidden-size", 8, "--data", "synthetic", "--epochs", 1, "--runs-dir", tmp_path)
     assert call(rnn_mnist, *flags)[0] == 0
     [older] = (tmp_path / "rnn_mnist").iterdir()
@@ -218,6 +223,7 @@ def test_a_new_setting_trains_no_older_run_again(call, tmp_path):
     assert read_files(older) == before
     newer = older.with_name("synthetic_rnn8_dropout0.5_adam_lr1e-3_seed0")
     expected = DropoutConfig(hidden_size=8, dropout=0.5)
-    assert utils.read_config(newer, {"rnn_mnist": DropoutConfig})[0] == expected
+    monkeypatch.setitem(visualize.CONFIGS, "rnn_mnist", DropoutConfig)
+    assert SavedRun(newer).config == expected
     captions = re.findall(r"^\| (RNN.*?), synthetic data ", output, re.MULTILINE)
     assert captions == [DropoutConfig(hidden_size=8).caption, expected.caption]

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, read_files, restored_process, small, train_here, use_as_synthetic
+from conftest import assert_refused, read_csv, read_files, restored_process, small, train_here, use_as_synthetic
 from matplotlib.colors import to_hex
 
 ANY_RUN = ["curves", "confusion"]
@@ -121,7 +121,7 @@ def stand_in(config=None, **attributes):
         "untrained_model": Mock(return_value="untrained"),
         "model_after": {epoch: network for network, epoch in EPOCHS.items()}.get,
         "history": [{"test_accuracy": accuracy} for accuracy in (40, 45, 42, 41)],
-        "data": utils.Dataset("", "", ("cat", "dog", "owl"), TRAIN, TEST),
+        "data": utils.Dataset("", ("cat", "dog", "owl"), TRAIN, TEST),
         **attributes,
     }
     run = SavedRun.__new__(SavedRun)
@@ -160,7 +160,7 @@ class MadeUp:
     def replace_top_activations(self, active):
         """Replace top_activations. active: the most active ones of 20 maps in the trained network."""
 
-        def top_activations(model, images, layer, count=9):
+        def top_activations(model, images, layer, count):
             assert (layer, images is TEST.images) == ("conv2", True)
             values = torch.zeros(count, 20)
             values[0, active] = float(model == "trained")
@@ -524,7 +524,7 @@ def test_a_run_has_the_figures_that_fit_and_without_checkpoint_only_curves(call,
     (tmp_path / "metrics.csv").write_text(utils.format_csv(utils.METRIC_COLUMNS, [(1, 2.0, 30.0, 1.0, 50.0, 9.0)]))
     files = read_files(tmp_path)
     assert [name for name in FIGURES if FIGURES[name].fits(SavedRun(tmp_path))] == names
-    assert_refused(call(visualize, tmp_path), f"train the run with {config.command()} and pass its folder\n")
+    assert_refused(call(visualize, tmp_path), f"train the run with {SavedRun(tmp_path).command} and pass its folder\n")
     assert read_files(tmp_path) == files
     assert call(visualize, tmp_path, "--figures", "curves")[0] == 0
     assert matplotlib.image.imread(tmp_path / "figures" / "curves.png").any()
@@ -535,7 +535,7 @@ def test_a_missing_snapshot_costs_an_epoch_and_a_damaged_one_a_figure(call, fold
     path = folder / "snapshots" / "epoch_01.pt"
     path.unlink()
     assert call(visualize, folder, "--figures", "gradients")[0] == 0
-    assert [row["epoch"] for row in utils.read_csv(folder / "figures" / "gradients.csv")] == ["0", "2"]
+    assert [row["epoch"] for row in read_csv(folder / "figures" / "gradients.csv")] == ["0", "2"]
     (folder / "figures" / "gradients.png").rename(folder / "figures" / "notes.png")
     path.write_text("damaged")
     status, _, error = call(visualize, folder)
@@ -561,9 +561,9 @@ def test_all_that_figures_show_comes_from_one_reading_of_the_checkpoint(folder, 
 
     monkeypatch.setattr(visualize, "predict", predict_while_training)
     assert visualize.draw_run(run, None, folder / "figures") == [0] * len(GATED_RNN)
-    assert utils.read_history(folder) == last["history"]
+    assert len(SavedRun(folder).history) == 2
     assert run.test_accuracy(run.epoch) == utils.evaluate(run.model, run.data.test).accuracy
-    epochs = [utils.read_csv(folder / "figures" / f"{name}.csv")[-1]["epoch"] for name in GATED_RNN[2:]]
+    epochs = [read_csv(folder / "figures" / f"{name}.csv")[-1]["epoch"] for name in GATED_RNN[2:]]
     assert [run.epoch, *epochs] == [1, "1", "1", "1"]
 
 
@@ -590,7 +590,7 @@ def test_tables_are_read_or_else_measured_again_or_else_named(folder, monkeypatc
     assert [row["known"] for row in read_table(SavedRun(folder), "reading")] == ["11", "13"]
     path.write_text(DAMAGED_TABLES[damage])
     assert read_table(SavedRun(folder), "reading") == expected
-    assert utils.read_csv(path) == expected
+    assert read_csv(path) == expected
     path.write_text(DAMAGED_TABLES[damage])
     (folder / "checkpoint.pt").unlink()
     assert read_table(SavedRun(folder), "reading") == []

@@ -100,7 +100,7 @@ print("changed:", [name for name in before if after[name] != before[name]])
 def test_importing_and_looking_at_a_run_change_nothing_else(finished_run):
     done = run_command("-c", IMPORT_AND_LOOK, finished_run)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [utils.synthetic_notice("mnist"), "changed: []"]
+    assert done.stdout.splitlines() == [utils.SYNTHETIC_NOTICE, "changed: []"]
 
 
 def test_a_users_matplotlib_settings_change_no_picture(tmp_path, finished_run, call):

@@ -484,6 +484,7 @@ def format_claims(runs):
     return "\n\n".join([*text, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
 
 
+@utils.exit_with_status()
 def main():
     parser = utils.Parser(__doc__)
     parser.add_argument("folder", nargs="?", type=utils.parse_folder, default=Path(__file__).parent, metavar="FOLDER")
@@ -492,9 +493,8 @@ def main():
     real_runs = [run for run in visualize.find_runs(args.folder, args.data_dir) if not run.source_suffix]
     groups = visualize.group_runs(real_runs) if real_runs else []
     text = format_claims({group.config: group.runs for group in groups})
-    utils.write_atomically(args.folder / "claims.md", text.encode())
-    utils.print_line(args.folder / "claims.md")
+    visualize.save_outputs({"claims.md": text}, args.folder)
 
 
 if __name__ == "__main__":
-    utils.run_main(main)
+    main()
