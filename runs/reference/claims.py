@@ -125,56 +125,51 @@ def benjamini_hochberg(p_values):
 
 # The claims ----------------------------------------------------------------------------------------------------------
 
-REPORT = "the report's"
-BEYOND = "beyond the report"
-AFTER = "asked after seeing the runs"
-BIAS = "prediction about B"
-GATES = "prediction about gates"
-CLAIMS = {}  # by number: the kind, the sentence, and a function of the runs that yields a Comparison for each part
+CLAIMS = {}  # by number: the sentence, and a function of the runs that yields a Comparison for each part
 
 
-def claim(number, kind, sentence):
+def claim(number, sentence):
     """Register the function that tests a claim, its main part first. Raises ValueError if the number is taken."""
 
     def register(test):
         if number in CLAIMS:
             raise ValueError(f"claim {number} is registered twice")
-        CLAIMS[number] = (kind, sentence, test)
+        CLAIMS[number] = (sentence, test)
         return test
 
     return register
 
 
-@claim("1", REPORT, "Adam beats SGD on both tasks, at the report's learning rates.")
+@claim("1", "Adam beats SGD on both tasks, at the report's learning rates.")
 def adam_beats_sgd(runs):
     for config in (CNN, RNN_5):
         yield compare_accuracy(runs, config, replace(config, optimizer="sgd"))
 
 
-@claim("2", REPORT, "For the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar (within 1 point).")
+@claim("2", "For the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar (within 1 point).")
 def best_rate_of_cnn(runs):
     yield compare_accuracy(runs, CNN, replace(CNN, lr=1e-3))
     yield compare_accuracy(runs, CNN, replace(CNN, lr=1e-3), above=-1, below=1)
 
 
-@claim("3", REPORT, "For the RNN with 5 units 1e-3 is the best learning rate of 1e-1, 1e-3, 1e-4 and 1e-5.")
+@claim("3", "For the RNN with 5 units 1e-3 is the best learning rate of 1e-1, 1e-3, 1e-4 and 1e-5.")
 def best_rate_of_rnn(runs):
     for lr in (1e-1, 1e-4, 1e-5):
         yield compare_accuracy(runs, RNN_5, replace(RNN_5, lr=lr))
 
 
-@claim("4a", REPORT, "More hidden units give a higher accuracy, with every cell.")
+@claim("4a", "More hidden units give a higher accuracy, with every cell.")
 def more_units(runs):
     for config, more, fewer in ((RNN, 10, 5), (RNN, 20, 10), (RNN, 30, 20), (GRU, 30, 20), (LSTM, 30, 20)):
         yield compare_accuracy(runs, replace(config, hidden_size=more), replace(config, hidden_size=fewer))
 
 
-@claim("4b", REPORT, "LSTMs with 20 and with 30 units are nearly identical (within 0.5 points).")
+@claim("4b", "LSTMs with 20 and with 30 units are nearly identical (within 0.5 points).")
 def sizes_of_lstm(runs):
     yield compare_accuracy(runs, LSTM, replace(LSTM, hidden_size=20), above=-0.5, below=0.5)
 
 
-@claim("5", REPORT, "More epochs give a higher accuracy: ten give more than one and than five.")
+@claim("5", "More epochs give a higher accuracy: ten give more than one and than five.")
 def more_epochs(runs):
     settings = [CNN, replace(CNN, optimizer="sgd"), replace(CNN, lr=1e-3), CNN_MNIST, replace(RNN_5, optimizer="sgd")]
     settings += [replace(RNN_5, lr=lr) for lr in (1e-1, 1e-3, 1e-4, 1e-5)]
@@ -186,21 +181,21 @@ def more_epochs(runs):
             yield compare(late, accuracy(runs, config, f"epoch {epoch}", epoch), paired=True)
 
 
-@claim("6", REPORT, "GRU and LSTM beat plain RNNs with the same number of units and of weights.")
+@claim("6", "GRU and LSTM beat plain RNNs with the same number of units and of weights.")
 def gated_cells_win(runs):
     for config, same_weights in SAME_WEIGHTS:
         for size, plain_size in ((20, 20), (30, 30), (30, same_weights)):
             yield compare_accuracy(runs, replace(config, hidden_size=size), replace(RNN, hidden_size=plain_size))
 
 
-@claim("8", REPORT, "On MNIST the CNN beats RNN, GRU and LSTM, and the GRU comes within 0.5 points of it.")
+@claim("8", "On MNIST the CNN beats RNN, GRU and LSTM, and the GRU comes within 0.5 points of it.")
 def cnn_beats_cells(runs):
     for config in (RNN, GRU, LSTM):
         yield compare_accuracy(runs, CNN_MNIST, config)
     yield compare_accuracy(runs, GRU, CNN_MNIST, above=-0.5, below=0.5)
 
 
-@claim("9", REPORT, "Training makes the CNN's first kernels resemble Gabor functions (R² rises by over 0.1).")
+@claim("9", "Training makes the CNN's first kernels resemble Gabor functions (R² rises by over 0.1).")
 def kernels_resemble_gabor_functions(runs):
     for config in (CNN, replace(CNN, lr=1e-3), CNN_TUNED_SGD):
         label = f"median R² of Gabor fits, {config.caption}, trained"
@@ -209,7 +204,7 @@ def kernels_resemble_gabor_functions(runs):
         yield compare(trained, untrained, paired=True, above=0.1, unit="")
 
 
-@claim("10a", REPORT, "Before training the gradient reaches further back in gated cells than in the plain RNN.")
+@claim("10a", "Before training the gradient reaches further back in gated cells than in the plain RNN.")
 def gradients_reach_further(runs):
     for config in (GRU, LSTM):
         label = f"share of the gradient at the first row (log10): {config.network}"
@@ -217,23 +212,21 @@ def gradients_reach_further(runs):
         yield compare(gated, measure(runs, RNN, "RNN", log_gradient, 0, True), unit="decades")
 
 
-@claim("10b", REPORT, "Gated cells remember for longer: they beat the plain RNN with 28 and 56 blank rows.")
+@claim("10b", "Gated cells remember for longer: they beat the plain RNN with 28 and 56 blank rows.")
 def gated_cells_remember(runs):
     for rows in (28, 56):
         for config in (GRU, LSTM):
             yield compare_accuracy(runs, replace(config, rows_after=rows), replace(RNN, rows_after=rows))
 
 
-@claim(
-    "1b", BEYOND, "SGD with a rate tuned on test accuracy beats Adam at the report's rates and, for the CNN, at 1e-3."
-)
+@claim("1b", "SGD with a rate tuned on test accuracy beats Adam at the report's rates and, for the CNN, at 1e-3.")
 def tuned_sgd_beats_adam(runs):
     yield compare_accuracy(runs, CNN_TUNED_SGD, CNN)
     yield compare_accuracy(runs, CNN_TUNED_SGD, replace(CNN, lr=1e-3))
     yield compare_accuracy(runs, replace(RNN, optimizer="sgd", lr=0.01), RNN)
 
 
-@claim("11", BEYOND, "B decides whether an LSTM learns with blank rows; without them it changes less than 1 point.")
+@claim("11", "B decides whether an LSTM learns with blank rows; without them it changes less than 1 point.")
 def initial_bias_decides(runs):
     yield compare_accuracy(runs, replace(LSTM, rows_after=28, keep_bias=1.0), replace(LSTM, rows_after=28))
     yield compare_accuracy(runs, LSTM_56, replace(LSTM_56, keep_bias=1.0))
@@ -241,16 +234,14 @@ def initial_bias_decides(runs):
         yield compare_accuracy(runs, replace(LSTM, keep_bias=bias), replace(LSTM, keep_bias=other), above=-1, below=1)
 
 
-@claim("12", BEYOND, "The CNN loses more without fc1 (98.5 % of its weights) than without conv1 or conv2.")
+@claim("12", "The CNN loses more without fc1 (98.5 % of its weights) than without conv1 or conv2.")
 def fc1_matters_most(runs):
     for lr in (1e-4, 1e-3):
         for layer in ("conv1", "conv2"):
             yield compare_accuracy(runs, replace(CNN, lr=lr, without=layer), replace(CNN, lr=lr, without="fc1"))
 
 
-@claim(
-    "13", BEYOND, "A linear classifier is more accurate on each later layer, and on trained than on untrained layers."
-)
+@claim("13", "A linear classifier is more accurate on each later layer, and on trained than on untrained layers.")
 def layers_become_readable(runs):
     def probe(layer, network="trained"):
         where = {"layer": layer, "network": network}
@@ -262,7 +253,7 @@ def layers_become_readable(runs):
         yield compare(probe(layer), probe(layer, "untrained"), paired=True)
 
 
-@claim("16", BEYOND, "With blank rows and PyTorch's initialisation, most runs exceed chance within 30 epochs.")
+@claim("16", "With blank rows and PyTorch's initialisation, most runs exceed chance within 30 epochs.")
 def most_runs_rise_above_chance(runs):
     for config, rows in ((GRU, 56), (LSTM, 28), (LSTM, 56), (RNN, 28), (RNN, 56)):
         rates = (1e-4, 1e-3, 3e-3) if config is RNN else (1e-3, 3e-3, 1e-2)
@@ -270,14 +261,14 @@ def most_runs_rise_above_chance(runs):
         yield count_rises(runs, [replace(config, lr=lr, rows_after=rows) for lr in rates], label, 1, 30, last=30)
 
 
-@claim("17", BEYOND, "Without blank rows the GRU stays ahead after 50 epochs, and ahead of RNNs with other rates or B.")
+@claim("17", "Without blank rows the GRU stays ahead after 50 epochs, and ahead of RNNs with other rates or B.")
 def gru_stays_ahead(runs):
     yield compare(accuracy(runs, GRU, f"{GRU.caption}, epoch 50", 50), accuracy(runs, RNN, "RNN", 50))
     for lr, bias in ((3e-4, None), (3e-3, None), (1e-3, 3.0), (1e-3, 10.0)):
         yield compare_accuracy(runs, GRU, replace(RNN, lr=lr, keep_bias=bias))
 
 
-@claim("18a", BEYOND, "Permuting the pixels costs every network accuracy on MNIST, and the CNN stays ahead.")
+@claim("18a", "Permuting the pixels costs every network accuracy on MNIST, and the CNN stays ahead.")
 def permuting_costs_accuracy(runs):
     for config in (CNN_MNIST, RNN, GRU, LSTM):
         yield compare_accuracy(runs, config, replace(config, pixels="permuted"))
@@ -285,7 +276,7 @@ def permuting_costs_accuracy(runs):
         yield compare_accuracy(runs, replace(CNN_MNIST, pixels="permuted"), replace(config, pixels="permuted"))
 
 
-@claim("18b", AFTER, "Permuting the pixels costs the GRU and the LSTM more than the plain RNN.")
+@claim("18b", "Permuting the pixels costs the GRU and the LSTM more than the plain RNN.")
 def permuting_costs_gated_cells_more(runs):
     losses = []
     for config in (RNN, GRU, LSTM):
@@ -296,7 +287,7 @@ def permuting_costs_gated_cells_more(runs):
         yield compare(loss, losses[0], unit="points")
 
 
-@claim("19", AFTER, "A larger gradient is not enough: RNNs with B = 10 have one, yet GRUs with B = 1 win.")
+@claim("19", "A larger gradient is not enough: RNNs with B = 10 have one, yet GRUs with B = 1 win.")
 def gradient_is_not_enough(runs):
     gru = replace(GRU_56, keep_bias=1.0)
     label = f"gradient at the digit (log10): {BEST_RNN_56.caption}"
@@ -305,7 +296,7 @@ def gradient_is_not_enough(runs):
     yield compare_accuracy(runs, gru, BEST_RNN_56)
 
 
-@claim("20", AFTER, "With 56 blank rows RNNs (B = 10) forget the digit; GRUs and LSTMs (B = 2) do not.")
+@claim("20", "With 56 blank rows RNNs (B = 10) forget the digit; GRUs and LSTMs (B = 2) do not.")
 def plain_rnns_forget(runs):
     comparisons = [(BEST_RNN_56, 14, 28), (BEST_RNN_56, 28, 84), (GRU_56, 28, 14), (GRU_56, 84, 28)]
     for config, better, worse in [*comparisons, (LSTM_56, 28, 14), (LSTM_56, 84, 28)]:
@@ -315,18 +306,18 @@ def plain_rnns_forget(runs):
         yield compare(first, second, paired=True)
 
 
-@claim("15a", BIAS, "A GRU with B = 2 ends above 97 % with 56 blank rows and is above chance after one epoch.")
+@claim("15a", "A GRU with B = 2 ends above 97 % with 56 blank rows and is above chance after one epoch.")
 def gru_with_2_learns(runs):
     yield compare_to_number(accuracy(runs, GRU_56), 97)
     yield count_rises(runs, [GRU_56], f"{GRU_56.caption}: above chance after the first epoch", 1, 1)
 
 
-@claim("15b", BIAS, "A GRU with B = 1 also ends above 97 % with 56 blank rows.")
+@claim("15b", "A GRU with B = 1 also ends above 97 % with 56 blank rows.")
 def gru_with_1_learns(runs):
     yield compare_to_number(accuracy(runs, replace(GRU_56, keep_bias=1.0)), 97)
 
 
-@claim("15c", BIAS, "A plain RNN with B = 3 is above chance by epoch 2 and ends above 85 % with 56 blank rows.")
+@claim("15c", "A plain RNN with B = 3 is above chance by epoch 2 and ends above 85 % with 56 blank rows.")
 def plain_rnn_with_3_learns(runs):
     for lr in (1e-3, 1e-4):
         config = replace(RNN, lr=lr, rows_after=56, keep_bias=3.0)
@@ -334,7 +325,7 @@ def plain_rnn_with_3_learns(runs):
         yield compare_to_number(accuracy(runs, config), 85)
 
 
-@claim("15d", BIAS, "With 28 blank rows an LSTM with B = 0.5 stays at chance; with 56, B = 1.5 learns, but late.")
+@claim("15d", "With 28 blank rows an LSTM with B = 0.5 stays at chance; with 56, B = 1.5 learns, but late.")
 def lstm_needs_more(runs):
     stuck, late = replace(LSTM, rows_after=28, keep_bias=0.5), replace(LSTM_56, keep_bias=1.5)
     yield count_rises(runs, [stuck], f"{stuck.caption}: above chance in no epoch", math.inf, math.inf)
@@ -342,7 +333,7 @@ def lstm_needs_more(runs):
     yield count_rises(runs, [late], f"{late.caption}: above chance after the first epoch", 2, EPOCHS)
 
 
-@claim("P1", GATES, "On ordinary MNIST cells with constant gates lose most of their lead, even with as many weights.")
+@claim("P1", "On ordinary MNIST cells with constant gates lose most of their lead, even with as many weights.")
 def constant_gates_lose_the_lead(runs):
     for config, same_weights in SAME_WEIGHTS:
         constant = replace(config, gates="constant")
@@ -351,13 +342,13 @@ def constant_gates_lose_the_lead(runs):
         yield compare_accuracy(runs, config, replace(constant, hidden_size=same_weights))
 
 
-@claim("P2", GATES, "On ordinary MNIST, cells with input-only gates finish less than 1 point below full gates.")
+@claim("P2", "On ordinary MNIST, cells with input-only gates finish less than 1 point below full gates.")
 def input_gates_lose_little(runs):
     for config in (GRU, LSTM):
         yield compare_accuracy(runs, config, replace(config, gates="input"), above=-math.inf, below=1)
 
 
-@claim("P3", GATES, "With 56 blank rows, constant gates finish above the best plain RNN and below 92 %.")
+@claim("P3", "With 56 blank rows, constant gates finish above the best plain RNN and below 92 %.")
 def constant_gates_between(runs):
     for config in (GRU_56, LSTM_56):
         constant = best_constant_gates(runs, config)
@@ -372,7 +363,7 @@ def best_constant_gates(runs, config):
     return larger if result.difference is not None and result.difference > 0 else smaller
 
 
-@claim("P4", GATES, "With 56 blank rows, input-only gates finish above 93 % and below full gates.")
+@claim("P4", "With 56 blank rows, input-only gates finish above 93 % and below full gates.")
 def input_gates_between(runs):
     for config in (GRU_56, LSTM_56):
         restricted = replace(config, gates="input")
@@ -380,7 +371,7 @@ def input_gates_between(runs):
         yield compare_accuracy(runs, config, restricted)
 
 
-@claim("P5", GATES, "A GRU's update gates keep more in the 56 blank rows than in rows 8 to 20 of the digit.")
+@claim("P5", "A GRU's update gates keep more in the 56 blank rows than in rows 8 to 20 of the digit.")
 def update_gates_keep_more(runs):
     for config, epoch in ((GRU_56, EPOCHS), (replace(GRU, lr=3e-3, rows_after=56), 30)):
         for layer in (1, 2):
@@ -392,9 +383,14 @@ def update_gates_keep_more(runs):
 
 INTRO = """# The claims
 
-The claims of the reference report, our further questions, and the predictions we made before training, tested on the
-runs in this folder by `python -m runs.reference.claims`. The table shows a claim's first part; all parts follow."""
-RULES = f"""## How to read this
+The claims of the reference report (1 to 10b), our further questions (1b to 20; 18b, 19 and 20 were asked after seeing
+the runs), and what we predicted before training (15a to P5), tested by `python -m runs.reference.claims` on the runs
+in this folder.
+
+A claim has one or several parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above
+0, unless given), *does not hold* if it lies outside, and is *undecided* otherwise. The table gives the difference of
+the first part, in percentage points of test accuracy or in decades (factors of ten). All parts follow below."""
+RULES = f"""## How to read the details
 
 - Accuracies are test accuracies after epoch {EPOCHS} on the real data: mean (lowest to highest, number of seeds).
 - B is the value of `--keep-bias`, the initial bias of the gate that keeps the state: at first each step keeps
@@ -402,8 +398,7 @@ RULES = f"""## How to read this
 - A permutation test compares two means. If runs of one seed start with the same weights and see the images in the same
   order, they are paired, and the signs of their differences are flipped. Otherwise all values are shuffled. Beyond
   {visualize.MAX_PERMUTATIONS:,} permutations, this many random ones are drawn.
-- The 90 % interval contains the differences that no one-sided test rejects at 5 %. A part holds if the whole interval
-  is in the claimed range (above 0, unless given), does not hold if it is outside, and otherwise is undecided.
+- The 90 % interval contains the differences that no one-sided test rejects at 5 %.
 - p is that of the claimed sentence or of its opposite, whichever is smaller. "Seen in" counts the seeds, or the runs,
   for which the sentence is true. A sign test decides what most runs do; it needs at least five runs.
 - The seeds vary the initial weights and the order of the images. They do not show the effect of other images.
@@ -458,7 +453,7 @@ def ladder(runs):
 def format_claims(runs):
     """Return the text of claims.md. Raises InputError if these runs test no claim."""
     overview, sections, untested, tested = [], [], [], []
-    for number, (kind, sentence, test) in CLAIMS.items():
+    for number, (sentence, test) in CLAIMS.items():
         parts = list(test(runs))
         measured = [part for part in parts if part.verdict != UNMEASURED]
         if not measured:
@@ -466,7 +461,7 @@ def format_claims(runs):
             continue
         tested += measured
         verdict = verdict_in_words([part.verdict for part in parts])
-        overview.append((number, sentence, kind, verdict, result_in_words(measured[0])))
+        overview.append((number, sentence, verdict, result_in_words(measured[0])))
         rows = []
         for part in parts:
             seen_in = "" if part.total is None else f"{part.agreeing} of {part.total}"
@@ -478,7 +473,7 @@ def format_claims(runs):
         raise utils.InputError("no claim can be tested with these runs; see runs/reference/claims.md")
     kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
     rules = RULES.format(tested=len(tested), decided=sum(part.verdict != UNDECIDED for part in tested), kept=kept)
-    columns = ("", "claim", "kind", "verdict", "main difference (90 % interval)")
+    columns = ("", "claim", "verdict", "main difference (90 % interval)")
     missing = f"Not tested, because runs are missing: {', '.join(untested)}." if untested else "All claims are tested."
     text = [INTRO, utils.markdown_table(columns, overview), missing, rules]
     return "\n\n".join([*text, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
