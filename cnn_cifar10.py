@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+REMOVABLE_LAYERS = ("conv1", "conv2", "fc1", "conv1+conv2")
+
 
 @dataclass(frozen=True)
 class Config(utils.Config):
@@ -32,9 +34,10 @@ class Config(utils.Config):
     dataset: str = setting("cifar10", choices=tuple(DATASETS), prefix="_", caption="", help="data set")
     without: str = setting(
         "nothing",
-        choices=("nothing", "conv1", "conv2", "fc1", "conv1+conv2"),
+        choices={"nothing": "all layers"}
+        | {name: f"without {name}" for name in ("conv1", "conv2", "fc1", "conv1+conv2")},
         prefix="_no-",
-        caption="without {}",
+        caption="{}",
         help="layers that are left out of the network; the pooling layers stay",
     )
     batch_size: int = 128

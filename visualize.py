@@ -20,13 +20,13 @@ import math
 import os
 import sys
 import textwrap
+from collections import namedtuple
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import cnn_cifar10
 import rnn_mnist
@@ -518,13 +518,9 @@ def deconvolve(model, images, layer, feature_maps):
     return project_back(model, outputs, layer, strongest)
 
 
-class TopActivations(NamedTuple):
-    """The images that activate each feature map of a layer most, the strongest first. All fields are (count, C)."""
-
-    values: torch.Tensor  # the activations, float32
-    images: torch.Tensor  # the numbers of the images, int64
-    rows: torch.Tensor  # the position of the activation in the feature map, int64
-    columns: torch.Tensor
+# What activates each feature map of a layer most, the strongest first, all (count, C): the activations, float32, the
+# numbers of the images, and the position of the activation in the feature map, int64.
+TopActivations = namedtuple("TopActivations", "values images rows columns")
 
 
 @torch.inference_mode()
@@ -675,15 +671,6 @@ def transform(images, kind, amount):
     return moved[:, 0, margin:-margin, margin:-margin]
 
 
-def accuracies_by_amount(model, images, labels, kind):
-    """Return the accuracy on transformed images for each amount of a kind of TRANSFORMATIONS, list of float."""
-    accuracies = []
-    for amount in TRANSFORMATIONS[kind]:
-        answers = predict(model, transform(images, kind, amount)).argmax(1)
-        accuracies.append(100 * (answers == labels).double().mean().item())
-    return accuracies
-
-
 def invariance(run, count=500):
     """Draw how the accuracy changes when test images are shifted, scaled or rotated (Fig. 5)."""
     images = run.data.test.images[:count]
@@ -691,7 +678,10 @@ def invariance(run, count=500):
     fig = Figure(figsize=(FIGURE_WIDTH, 2.8))
     messages = []
     for axes, (kind, amounts) in zip(fig.subplots(1, 3, sharey=True), TRANSFORMATIONS.items(), strict=True):
-        accuracies = accuracies_by_amount(run.model, images, labels, kind)
+        accuracies = []
+        for amount in amounts:
+            answers = predict(run.model, transform(images, kind, amount)).argmax(1)
+            accuracies.append(100 * (answers == labels).double().mean().item())
         axes.plot(amounts, accuracies, color=AFTER_COLOR)
         axes.set(xlabel=kind, ylabel="accuracy in %", ylim=(0, 100))
         axes.grid(alpha=0.3)
@@ -1171,13 +1161,13 @@ def usual_groups(groups, name):
     return usual or groups
 
 
-def best_setting(groups, labels):
-    """Return the label of the group with the highest mean, its lead over the second in points, and both in words."""
+def describe_best(groups, labels):
+    """Return in words which group has the highest mean, and its lead over the second in points."""
     if len(groups) == 1:
-        return labels[0], 0.0, f"mean: {groups[0].mean:.2f} %"
+        return f"mean: {groups[0].mean:.2f} %"
     ranking = sorted(zip([group.mean for group in groups], labels, strict=True), reverse=True)
     (best, label), (second, _) = ranking[:2]
-    return label, best - second, f"best: {label} ({best:.2f} %, {best - second:.2f} points ahead)"
+    return f"best: {label} ({best:.2f} %, {best - second:.2f} points ahead)"
 
 
 # Pictures of several settings -----------------------------------------------------------------------------------------
@@ -1190,9 +1180,9 @@ LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "
 def draw_panels(name, groups, panels, title, columns=3):
     """Draw a panel for each (title, draw(axes)), and return the outputs. If there are too many, say what to name."""
     if len(panels) > MAX_PANELS:
-        run = groups[0].runs[0]
-        stem = "_".join(run.folder.name.split("_")[: 2 if run.source_suffix else 1])  # such as synthetic_rnn30
-        example = utils.shell_command(run.folder.with_name(f"{stem}*"))
+        first_run = groups[0].runs[0]
+        pattern = f"*{first_run.config.name.partition('_')[0]}*"  # such as *rnn30*
+        example = utils.shell_command(first_run.folder.with_name(pattern))
         print_line(f"{name}: more than {MAX_PANELS} panels are needed; pass fewer runs, such as {example}")
         return None
     rows = math.ceil(len(panels) / columns)
@@ -1236,13 +1226,19 @@ def compare_curves(groups):
             for start in range(0, len(family), MAX_LINES):
                 shown = family[start : start + MAX_LINES]
                 labels, common = label_configs([group.config for group in shown])
-                *_, best = best_setting(shown, labels)
-                panels.append((f"{common}\n{best}", partial(draw_epochs, groups=shown)))
+                panels.append((f"{common}\n{describe_best(shown, labels)}", partial(draw_epochs, groups=shown)))
     title = f"Test accuracy after epoch {groups[0].epoch}"
     if len({group.config.dataset for group in groups}) == 1:
-        *_, best = best_setting(groups, label_configs([group.config for group in groups])[0])
-        title += f", {best}"
+        labels, _ = label_configs([group.config for group in groups])
+        title += f", {describe_best(groups, labels)}"
     return draw_panels("curves", groups, panels, title, columns=2)
+
+
+def value_label(config, spec):
+    """Return how pictures write a setting's value. A plain RNN beside others with --gates is named as such."""
+    if spec.name == "gates" and config.cell == "rnn":
+        return "plain RNN"
+    return format_number(getattr(config, spec.name))
 
 
 def draw_seeds(axes, groups, spec):
@@ -1254,7 +1250,7 @@ def draw_seeds(axes, groups, spec):
         axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
     axes.plot([], [], ".", color="0.4", label="one seed")
     axes.plot([], [], color="0.4", label="mean of the seeds")
-    labels = [format_number(getattr(group.config, spec.name)) for group in groups]
+    labels = [value_label(group.config, spec) for group in groups]
     axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0)
     axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
     axes.grid(visible=False, axis="x")
@@ -1263,21 +1259,26 @@ def draw_seeds(axes, groups, spec):
 def compare_setting(groups, spec):
     """Draw the accuracy of every seed against one setting, a panel for each choice of the others."""
     panels = []
-    leads = {}  # by the best value, its lead in points in each panel where it is best
+    leads = {}  # by the label of the best value: in each panel where it is best, its lead over the lowest, in points
     families = families_of(usual_groups(groups, spec.name), spec.name)
     for family in [family for family in families if len(family) > 1]:
-        values = [f"{spec.flag} {format_number(getattr(group.config, spec.name))}" for group in family]
-        value, lead, best = best_setting(family, values)
-        leads.setdefault(value, []).append(lead)
         _, common = label_configs([group.config for group in family])
-        panels.append((f"{common}\n{best}", partial(draw_seeds, groups=family, spec=spec)))
+        if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
+            plain_rnn = replace(family[0].config, cell="rnn", gates="full")
+            family += [group for group in groups if group.config == plain_rnn]
+        ranking = sorted(family, key=attrgetter("mean"), reverse=True)
+        means = [f"{value_label(group.config, spec)}: {group.mean:.2f} %" for group in ranking[:4]]
+        means = [text.replace(" ", "\xa0") for text in means]  # lines are broken only between them
+        panels.append((f"{common}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
+        best = ranking[0].config
+        label = spec.label(getattr(best, spec.name)) or best.network
+        leads.setdefault(label, []).append(ranking[0].mean - ranking[-1].mean)
     if not panels:
         return None
-    value = max(leads, key=lambda value: len(leads[value]))
-    title = (
-        f"Test accuracy after epoch {groups[0].epoch}: {value} is best in {len(leads[value])} of {len(panels)} panels"
-    )
-    return draw_panels(spec.name, groups, panels, f"{title}, by up to {max(leads[value]):.2f} points")
+    label = max(leads, key=lambda label: len(leads[label]))
+    title = f"Highest test accuracy after epoch {groups[0].epoch}: {label} in {len(leads[label])} of {len(panels)}"
+    title += f" panels, up to {max(leads[label]):.2f} points above the lowest"
+    return draw_panels(spec.name, groups, panels, title)
 
 
 def setting_comparisons():
@@ -1528,13 +1529,9 @@ def results(groups):
 # The figures by name --------------------------------------------------------------------------------------------------
 
 
-class FigureSpec(NamedTuple):
-    """A figure of one run: how it is drawn, which runs have it, and how its table is measured, if it has one."""
-
-    draw: object  # draw(run), or draw(run, rows) with the rows of the table; returns a Figure
-    fits: object  # fits(run) -> bool
-    measure: object = None  # measure(run) -> rows, list of dict; the first column is the epoch
-
+# A figure of one run. draw(run), or draw(run, rows) with the rows of its table, returns a Figure. fits(run): whether a
+# run has it. measure(run): the rows of its table, list of dict whose first column is the epoch, if it has a table.
+FigureSpec = namedtuple("FigureSpec", "draw fits measure", defaults=(None,))
 
 FIGURES = {
     "curves": FigureSpec(curves, fits=lambda run: True),
@@ -1616,7 +1613,7 @@ def find_all_runs(folders, data_dir):
     runs = {}
     for folder in folders:
         try:
-            runs |= {run.folder.resolve(): run for run in find_runs(folder, data_dir)}
+            runs |= {os.path.realpath(run.folder): run for run in find_runs(folder, data_dir)}
         except (InputError, OSError) as error:
             if len(folders) == 1:
                 raise
@@ -1722,7 +1719,7 @@ def parse_command_line():
     for path in args.folders:
         matches = [] if path.exists() else sorted(glob.glob(str(path)))  # Windows shells leave patterns alone
         for folder in map(Path, matches or [path]):
-            unique.setdefault(folder.resolve(), folder)
+            unique.setdefault(os.path.realpath(folder), folder)
     args.folders = list(unique.values())
     return args
 

@@ -334,12 +334,14 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    title = "Test accuracy after epoch 10: --hidden-size 20 is best in 2 of 3 panels, by up to 10.00 points"
+    title = (
+        "Highest test accuracy after epoch 10: 20 hidden units in 2 of 3 panels, up to 25.00 points above the lowest"
+    )
     assert drawn.get_suptitle() == title
     assert titles_of(drawn) == [
-        "RNN, Adam, learning rate 1e-3 best: --hidden-size 20 (91.00 %, 10.00 points ahead)",
-        "GRU, Adam, learning rate 1e-3 best: --hidden-size 40 (99.00 %, 14.00 points ahead)",
-        "LSTM, Adam, learning rate 1e-3 best: --hidden-size 20 (97.50 %, 0.50 points ahead)",
+        "RNN, Adam, learning rate 1e-3 20: 91.00 %, 30: 81.00 %, 10: 71.00 %, 5: 66.00 %",
+        "GRU, Adam, learning rate 1e-3 40: 99.00 %, 20: 85.00 %",
+        "LSTM, Adam, learning rate 1e-3 20: 97.50 %, 30: 97.00 %",
     ]
     rnn = drawn.axes[0]
     assert [text.get_text() for text in rnn.get_xticklabels()] == ["5", "10", "20", "30"]
@@ -351,6 +353,20 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
         colors = [color_of_dots for _, color_of_dots in drawn_points(axes, ".").values()]
         assert {*colors, *(to_hex(lines.get_color()[0]) for lines in axes.collections)} == {color}
     assert list(colors_in(drawn.legends[0])) == ["one seed", "mean of the seeds"]
+
+
+def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
+    for config, accuracy in ((GRU(), 98), (GRU(gates="constant"), 96), (RNN(), 93.5), (RNN(lr=0.01), 20)):
+        invent_run(tmp_path, config, accuracy)
+    drawn = draw("gates", groups_in(tmp_path))
+    title = "Highest test accuracy after epoch 10: full gates in 1 of 1 panels, up to 4.50 points above the lowest"
+    assert drawn.get_suptitle() == title
+    means = "full: 98.00 %, constant: 96.00 %, plain RNN: 93.50 %"
+    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {means}"]
+    (axes,) = drawn.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["full", "constant", "plain RNN"]
+    blue, orange = "#0072b2", "#e69f00"
+    assert drawn_points(axes, ".") == {0: ([98], blue), 1: ([96], blue), 2: ([93.5], orange)}
 
 
 def test_curves_show_each_setting_once_six_in_a_panel(tmp_path):

@@ -12,7 +12,7 @@ import visualize
 
 import pytest
 from conftest import ENVIRONMENT, ROOT, assert_refused, background_fixture, read_rows, run_command
-from test_data import write_official_sets
+from test_data import set_server_port, write_official_sets
 
 SMALL = "--data synthetic --hidden-size 5 --epochs 1 --batch-size 1000"
 SMALL_NAME = "synthetic_rnn5_adam_lr1e-3_batch1000_seed0"
@@ -28,6 +28,7 @@ def test_folders_may_begin_with_a_tilde_and_data_may_be_moved(call, tmp_path, mo
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # the home directory on Windows
     monkeypatch.chdir(tmp_path)
     write_official_sets(tmp_path / "sets", monkeypatch)
+    set_server_port(9, monkeypatch)  # where nothing answers
     flags = "--data real --hidden-size 5 --device cpu --runs-dir=~/mine"
     assert call(rnn_mnist, *flags.split(), "--epochs", 1, "--data-dir=~/sets")[0] == 0
     folder = tmp_path / "mine" / "rnn_mnist" / "rnn5_adam_lr1e-3_seed0"
