@@ -34,8 +34,7 @@ class Config(utils.Config):
     dataset: str = setting("cifar10", choices=tuple(DATASETS), prefix="_", caption="", help="data set")
     without: str = setting(
         "nothing",
-        choices={"nothing": "all layers"}
-        | {name: f"without {name}" for name in ("conv1", "conv2", "fc1", "conv1+conv2")},
+        choices={"nothing": "all layers"} | {layers: f"without {layers}" for layers in REMOVABLE_LAYERS},
         prefix="_no-",
         caption="{}",
         help="layers that are left out of the network; the pooling layers stay",
@@ -64,7 +63,7 @@ class LeNet5(nn.Module):
     precision: 'bf16' or 'fp32', the number format in which the layers compute.
     """
 
-    def __init__(self, config, precision="fp32", classes=10):
+    def __init__(self, config, precision="fp32"):
         super().__init__()
         self.precision = precision
         layers = OrderedDict()
@@ -83,11 +82,11 @@ class LeNet5(nn.Module):
             layers["fc1"] = nn.Linear(features, 1024)
             layers["relu_fc1"] = nn.ReLU()
             features = 1024
-        layers["fc2"] = nn.Linear(features, classes)
+        layers["fc2"] = nn.Linear(features, 10)
         self.layers = nn.Sequential(layers).to(memory_format=torch.channels_last)
 
     def forward(self, images):
-        """Return the logits, float32 (N, classes), of images (N, H, W) with gray values from 0 to 255."""
+        """Return the logits, float32 (N, 10), of images (N, H, W) with gray values from 0 to 255."""
         *_, logits = self.outputs(images).values()
         return logits.float()
 
@@ -103,7 +102,7 @@ class LeNet5(nn.Module):
 
 
 def train(config, run, data):
-    """Train one experiment on a utils.Dataset, continuing from run.epoch. utils.main has seeded torch."""
+    """Train one experiment on a utils.Dataset, continuing from run.epoch. utils.train_run has seeded torch."""
     model = LeNet5(config, run.precision).to(run.device)
     optimizer = make_optimizer(model, config)
     run.resume(model=model, optimizer=optimizer)

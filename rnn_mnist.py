@@ -79,11 +79,11 @@ class Config(utils.Config):
 class RowReader(nn.Module):
     """Two recurrent layers that read an image row by row; a linear layer classifies the output of the last step."""
 
-    def __init__(self, config, classes=10):
+    def __init__(self, config):
         super().__init__()
         pixels = DATASETS[config.dataset].size
         self.recurrent = CELLS[config.cell](pixels, config.hidden_size, num_layers=2, batch_first=True)
-        self.fc = nn.Linear(config.hidden_size, classes)
+        self.fc = nn.Linear(config.hidden_size, 10)
         self.blank_rows = (config.rows_before, config.rows_after)
         self.frozen_weights = 0
         if config.keep_bias is not None:
@@ -139,13 +139,13 @@ class RowReader(nn.Module):
         return F.pad(images, (0, 0, *self.blank_rows)).float().div(255).sub(PIXEL_MEAN).div(PIXEL_STD)
 
     def forward(self, images):
-        """Return the logits, float32 (N, classes), of images (N, H, W) with gray values from 0 to 255."""
+        """Return the logits, float32 (N, 10), of images (N, H, W) with gray values from 0 to 255."""
         outputs, _ = self.recurrent(self.rows(images))
         return self.fc(outputs[:, -1])
 
 
 def train(config, run, data):
-    """Train one experiment on a utils.Dataset, continuing from run.epoch. utils.main has seeded torch."""
+    """Train one experiment on a utils.Dataset, continuing from run.epoch. utils.train_run has seeded torch."""
     model = RowReader(config).to(run.device)
     optimizer = make_optimizer(model, config)
     run.resume(model=model, optimizer=optimizer)

@@ -157,7 +157,7 @@ DATASETS = {
 
 @cache
 def load_data(name, mode, data_dir, pixels="in-place"):
-    """Return a Dataset by its name in DATASETS; raises InputError if its files are damaged or not available.
+    """Return a Dataset by its name in DATASETS. Raises InputError if files are damaged, ConnectionError if missing.
 
     mode: 'real', 'synthetic', or 'auto', which is real if possible; pixels: 'permuted' permutes them (Le et al., 2015).
     """
@@ -458,7 +458,7 @@ def format_csv(columns, rows):
 def recorded_epochs(folder):
     """Return the number of epochs in a run's metrics.csv, 0 where there is none."""
     path = folder / "metrics.csv"
-    return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
 def read_checkpoint(folder):
@@ -671,7 +671,7 @@ def group_by_setting(runs):
 
 
 def result_row(runs, epoch, report):
-    """Return the cells of RESULT_COLUMNS, texts, for runs that differ only in their seeds."""
+    """Return a row of the table of results, a tuple of str, for runs that differ only in their seeds."""
     config = runs[0].config
     conditions = runs[0].conditions
     reported = ReportedResult(config, None)
@@ -769,6 +769,8 @@ def train_run(config, train, args, wait=True):
                 run.write_records()
             print_once(f"{folder}: complete after epoch {run.epoch}; a larger --epochs extends it, --fresh starts over")
             return run
+        if isinstance(lock, nullcontext):
+            raise InputError(f"{folder / 'metrics.csv'} has more epochs than checkpoint.pt; delete it to continue")
         torch.set_num_threads(run.conditions.threads)
         torch.manual_seed(config.seed)
         try:
@@ -782,7 +784,7 @@ def train_run(config, train, args, wait=True):
 
 
 def train_runs(configs, train, args):
-    """Train experiments, last those that other processes train; return the Runs and the exit statuses of failures."""
+    """Train experiments; those that other processes train are waited for last. Return the Runs and failed statuses."""
     runs = {}
     failures = {}
     for wait in (False, True):
@@ -790,6 +792,7 @@ def train_runs(configs, train, args):
             try:
                 runs[config] = train_run(config, train, args, wait)
             except Timeout:
+                print_once(f"{config.name}: waiting for the process that trains it")
                 continue
             except FAILURES as error:
                 failures[config], message = describe_error(error)
@@ -873,8 +876,7 @@ def parse_experiments(config_class, report, description):
 def main(config_class, train, report, description):
     """Train what the command line asks for, then print the results and the commands to type next.
 
-    config_class: the script's Config; train(config, run, data): trains one experiment; report: the ReportedResults of
-    --report; description: the text of --help.
+    train(config, run, data): trains one experiment; report: the ReportedResults; description: the text of --help.
     """
     args, configs = parse_experiments(config_class, report, description)
     args.threads = available_threads()

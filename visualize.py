@@ -111,7 +111,7 @@ class SavedRun:
             rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
             return [{name: float(row[name]) for name in METRIC_COLUMNS} for row in rows]
         except (LookupError, ValueError, TypeError, csv.Error):
-            raise InputError(f"{path} is damaged; {self.command} writes it anew") from None
+            raise InputError(f"{path} is damaged; the command that trained the run writes it anew") from None
 
     @property
     def epoch(self):
@@ -268,10 +268,9 @@ def curves(run):
     title = f"Test accuracy is {last['test_accuracy']:.2f} % after epoch {run.epoch}"
     title += f" (training: {last['train_accuracy']:.2f} %)"
     best = min(run.history, key=lambda row: row["test_loss"])
-    if best["test_accuracy"] > last["test_accuracy"]:
+    if best["test_accuracy"] > last["test_accuracy"] and best["train_loss"] > last["train_loss"]:
         title += f"; overfitting since epoch {best['epoch']:.0f}"
-    fig.suptitle(f"{title}\n{run.title}")
-    return fig
+    return titled(fig, title, run)
 
 
 def confusion(run):
@@ -297,7 +296,12 @@ def confusion(run):
         true, predicted = np.unravel_index(errors.argmax(), errors.shape)
         error = f"{classes[true]} predicted as {classes[predicted]}"
         title += f"; the most frequent error is {error} ({errors.max()} images)"
-    fig.suptitle(f"{title}\n{run.title}")
+    return titled(fig, title, run)
+
+
+def titled(fig, title, run):
+    """Return a Figure after setting its title: the result, and below it the settings of the run."""
+    fig.suptitle(f"{title}\n{run.title}", wrap=True)
     return fig
 
 
@@ -391,16 +395,17 @@ def filters(run):
     """Draw the kernels of the first convolution before and after training."""
     kernels = {"untrained": first_kernels(run.untrained_model()), "trained": first_kernels(run.model)}
     fig = Figure(figsize=(FIGURE_WIDTH, 3.6))
-    for axes, (state, weights) in zip(fig.subplots(2, 1), kernels.items(), strict=True):
-        limit = weights.abs().quantile(0.98).item()  # a few strong weights would hide the others
-        numbers = range(len(weights))
-        image, _, _ = draw_mosaic(axes, weights, numbers, columns=16, gap=1, room=2, vmin=-limit, vmax=limit)
+    axes_pair = fig.subplots(2, 1)
+    for axes, (state, weights) in zip(axes_pair, kernels.items(), strict=True):
+        scaled = weights / weights.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
+        image, _, _ = draw_mosaic(axes, scaled, range(len(weights)), columns=16, gap=1, room=2, vmin=-1, vmax=1)
         axes.set_title(state)
-        fig.colorbar(image, ax=axes, label="weight", extend="both")
-    cosine = F.cosine_similarity(kernels["untrained"].flatten(1), kernels["trained"].flatten(1)).mean()
-    title = f"After epoch {run.epoch}, the kernels of {convolution_names(run.model)[0]} have a mean cosine"
-    fig.suptitle(f"{title} of {cosine:.2f} to the untrained ones\n{run.title}")
-    return fig
+    fig.colorbar(image, ax=axes_pair, label="weight (one scale per kernel)", ticks=[-1, 0, 1], shrink=0.6)
+    norms = kernels["untrained"].flatten(1).norm(dim=1)
+    changes = 100 * (kernels["trained"] - kernels["untrained"]).flatten(1).norm(dim=1) / norms
+    title = f"Training changed the median kernel of {convolution_names(run.model)[0]} by {changes.median():.0f} % of"
+    title += f" its norm, and {(changes < 5).sum()} of {len(changes)} kernels by less than 5 %"
+    return titled(fig, title, run)
 
 
 @torch.inference_mode()
@@ -433,9 +438,8 @@ def activations(run):
             axes.set(title=f"{layer}: {name}", xlabel="feature maps, ranked by mean")
     shares = [f"{values['zeros in %'].mean():.0f} % of {layer}'s" for layer, values in statistics.items()]
     zeros = np.concatenate([values["zeros in %"] for values in statistics.values()])
-    dead = f"{(zeros == 100).sum()} of {len(zeros)} feature maps are always zero"
-    fig.suptitle(f"ReLU sets {' and '.join(shares)} activations to zero; {dead}\n{run.title}")
-    return fig
+    dead = f"{(zeros > 99).sum()} of {len(zeros)} maps are over 99 % zero"
+    return titled(fig, f"ReLU sets {' and '.join(shares)} activations to zero; {dead}", run)
 
 
 @torch.inference_mode()
@@ -479,8 +483,7 @@ def layers(run, rows):
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower right")
     reached = [f"{row['accuracy']:.0f} % on {row['layer']}" for row in rows if row["network"] == "trained"]
-    fig.suptitle(f"After training, linear probes reach {', '.join(reached)}\n{run.title}")
-    return fig
+    return titled(fig, f"After training, linear probes reach {', '.join(reached)}", run)
 
 
 # The deconvolutional network of Zeiler & Fergus (2013), section 2.1 ---------------------------------------------------
@@ -609,12 +612,11 @@ def deconv(run):
     axes = fig.subplots()
     titles = [f"map {number}" for number in maps]
     draw_mosaic(axes, torch.stack(blocks), titles, columns=4, gap=4, room=7, vmin=0, vmax=1)
-    axes.set_xlabel("left: reconstructions (gray: zero; one scale per map); right: patches (tinted: outside)")
+    axes.set_xlabel("left: reconstructions (gray: zero; one scale per map); right: patches (tinted: outside the image)")
     within, between = pattern_similarity(reconstructions)
     verdict = "more alike" if within > between else "no more alike"
     numbers = f"within a map (mean cosine {within:.2f}) than between maps ({between:.2f})"
-    fig.suptitle(f"Reconstructions of {layer} are {verdict} {numbers}\n{run.title}")
-    return fig
+    return titled(fig, f"Reconstructions of {layer} are {verdict} {numbers}", run)
 
 
 def evolution(run):
@@ -643,8 +645,7 @@ def evolution(run):
     axes.set_yticks([top + center for top in tops], names)
     axes.set_ylabel("epoch (cosine to the last)")
     numbers = f"{cosines[0]:.2f} before training and {cosines[1]:.2f} after epoch {epochs[1]}"
-    fig.suptitle(f"Reconstructions of {layer} have a mean cosine to the final ones of {numbers}\n{run.title}")
-    return fig
+    return titled(fig, f"Reconstructions of {layer} have a mean cosine to the final ones of {numbers}", run)
 
 
 # Invariance and occlusion, after Zeiler & Fergus (2013), and Gabor functions ------------------------------------------
@@ -687,8 +688,7 @@ def invariance(run, count=500):
         axes.grid(alpha=0.3)
         messages.append(f"{min(accuracies):.0f} % ({kind.partition(' in ')[0]})")
     title = f"Accuracy on {len(images):,} test images falls to as little as {', '.join(messages)}"
-    fig.suptitle(f"{title}\n{run.title}")
-    return fig
+    return titled(fig, title, run)
 
 
 @torch.inference_mode()
@@ -737,25 +737,24 @@ def occlusion(run, size=8, count=2):
         bar.set_ticks(range(len(classes)), labels=classes)
         right.set_title("predicted class")
     title = f"A gray {size} x {size} square changes the answer at {' and '.join(shares)} of its positions"
-    fig.suptitle(f"{title}\n{run.title}")
-    return fig
+    return titled(fig, title, run)
 
 
 GABOR_STARTS = 24  # random starting points of the fit to each kernel; the best fit is kept
 
 
-def closest_gabor_functions(targets, free):
+def closest_gabor_functions(targets, parameters):
     """Return the Gabor functions closest to the targets, (..., size * size), with their frequency and angle, (..., 1).
 
     A Gabor function is exp(-u^2 / 2s^2 - v^2 / 2t^2) (a cos(2 pi frequency u) + b sin(2 pi frequency u)). u and v are
-    the distances of a pixel from the centre, along the wave and across it. `free`, (6, ..., 1), are unbounded numbers
-    that set the centre, s, t, the frequency and the angle; a and b follow by least squares.
+    the distances of a pixel from the centre, along the wave and across it. parameters, (6, ..., 1), are mapped to
+    the centre, s, t, the frequency and the angle; a and b follow by least squares.
     """
     size = math.isqrt(targets.shape[-1])
-    center_x, center_y = (free[:2].sigmoid() - 0.5) * (size - 1)
-    s, t = 0.5 + (size - 0.5) * free[2:4].sigmoid()
-    frequency = 0.5 * free[4].sigmoid()
-    angle = free[5]
+    center_x, center_y = (parameters[:2].sigmoid() - 0.5) * (size - 1)
+    s, t = 0.5 + (size - 0.5) * parameters[2:4].sigmoid()
+    frequency = 0.5 * parameters[4].sigmoid()
+    angle = parameters[5]
     steps = torch.arange(size) - (size - 1) / 2
     right = steps.repeat(size) - center_x
     up = -steps.repeat_interleave(size) - center_y
@@ -778,16 +777,16 @@ def fit_gabor(kernels, steps=300):
     """
     targets = kernels.flatten(1)[:, None]  # (K, 1, pixels); the fitted functions are (K, starts, pixels)
     generator = torch.Generator().manual_seed(0)
-    free = (1.5 * torch.randn(6, len(kernels), GABOR_STARTS, 1, generator=generator)).requires_grad_()
-    optimizer = torch.optim.Adam([free], lr=0.1)
+    parameters = (1.5 * torch.randn(6, len(kernels), GABOR_STARTS, 1, generator=generator)).requires_grad_()
+    optimizer = torch.optim.Adam([parameters], lr=0.1)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.05, steps)
     for _ in range(steps):
-        fitted, _, _ = closest_gabor_functions(targets, free)
+        fitted, _, _ = closest_gabor_functions(targets, parameters)
         optimizer.zero_grad()
         (fitted - targets).square().sum().backward()
         optimizer.step()
         schedule.step()
-    fitted, frequency, angle = closest_gabor_functions(targets, free.detach())
+    fitted, frequency, angle = closest_gabor_functions(targets, parameters.detach())
     errors = (fitted - targets).square().sum(-1)
     numbers = torch.arange(len(kernels))
     best = errors.argmin(1)
@@ -834,8 +833,7 @@ def gabor(run, rows, count=8):
     axes.set_yticks([top + kernels.shape[1] / 2 for top in tops], ["kernel", "fit", "residual"])
     title = f"Gabor functions fit the kernels of {convolution_names(run.model)[0]} with a median R² of "
     title += f"{np.median(trained):.2f} after training and {np.median(untrained):.2f} before"
-    fig.suptitle(f"{title}\n{run.title}")
-    return fig
+    return titled(fig, title, run)
 
 
 # Inside the recurrent networks ----------------------------------------------------------------------------------------
@@ -909,9 +907,8 @@ def gradients(run, rows):
     axes.grid(alpha=0.3)
     fig.legend(loc="outside right center")
     trained, untrained = [norms[0] / norms[-1] for norms in (norms_by_epoch[run.epoch], norms_by_epoch[0])]
-    title = f"The loss gradient at the first row is {trained:.2g} times that at the last row"
-    fig.suptitle(f"{title} (before training: {untrained:.2g})\n{run.title}")
-    return fig
+    title = f"The norm of the loss gradient at the first row is {trained:.2g} times that at the last row"
+    return titled(fig, f"{title} (before training: {untrained:.2g})", run)
 
 
 @torch.inference_mode()
@@ -977,8 +974,7 @@ def reading(run, rows):
     bottom.legend(loc="outside lower center", ncols=3)
     half = rows[steps // 2 - 1]
     title = f"After {half['rows']} of {steps} rows, a linear classifier on the state recognises {half['known']:.0f} %"
-    fig.suptitle(f"{title} of the images and the network {half['answered']:.0f} %\n{run.title}")
-    return fig
+    return titled(fig, f"{title} of the images and the network {half['answered']:.0f} %", run)
 
 
 @torch.inference_mode()
@@ -1006,7 +1002,7 @@ def gate_activations(model, images):
 
 
 def measure_gates(run, batch_size=1000):
-    """Return for each gate and row the mean and the 10 % and 90 % quantile over the units, averaged over the images."""
+    """Return for each gate and row, averaged over the images: mean, 10 % and 90 % quantile over the units."""
     images = run.data.test.images
     sums = {}  # (steps, units) by layer and gate; the values of all images would take several gigabytes
     for batch in images.split(batch_size):
@@ -1051,7 +1047,8 @@ def gates(run, rows):
         axes.plot(x, mean, color=AFTER_COLOR, label="mean of the units")
         axes.set(ylim=(0, 100), yticks=[0, 50, 100], title=f"{names[gate]} gate of layer {layer + 1} in %")
         axes.grid(alpha=0.3)
-    top.suptitle(f"All gates, averaged over {len(run.data.test.labels):,} test images (one is shown below)", fontsize=9)
+    images_shown = f"{len(run.data.test.labels):,} test images (one is shown below, its rows from left to right)"
+    top.suptitle(f"All gates, averaged over {images_shown}", fontsize=9)
     top.legend(*mean_panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
     unit_panels = gate_panels(bottom, inputs)
@@ -1072,8 +1069,7 @@ def gates(run, rows):
     blank = np.delete(kept, range(first, steps - run.config.rows_after))
     if blank.size:
         title += f" of the digit and {blank.mean():.0f} % in the blank rows"
-    fig.suptitle(f"{title}\n{run.title}")
-    return fig
+    return titled(fig, title, run)
 
 
 # Comparing runs: grouping and labels ----------------------------------------------------------------------------------
@@ -1234,10 +1230,13 @@ def compare_curves(groups):
     return draw_panels("curves", groups, panels, title, columns=2)
 
 
+PLAIN_RNN = "plain RNN"
+
+
 def value_label(config, spec):
     """Return how pictures write a setting's value. A plain RNN beside others with --gates is named as such."""
     if spec.name == "gates" and config.cell == "rnn":
-        return "plain RNN"
+        return PLAIN_RNN
     return format_number(getattr(config, spec.name))
 
 
@@ -1265,13 +1264,14 @@ def compare_setting(groups, spec):
         _, common = label_configs([group.config for group in family])
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
-            family += [group for group in groups if group.config == plain_rnn]
+            family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         ranking = sorted(family, key=attrgetter("mean"), reverse=True)
         means = [f"{value_label(group.config, spec)}: {group.mean:.2f} %" for group in ranking[:4]]
         means = [text.replace(" ", "\xa0") for text in means]  # lines are broken only between them
         panels.append((f"{common}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
         best = ranking[0].config
-        label = spec.label(getattr(best, spec.name)) or best.network
+        is_plain_rnn = value_label(best, spec) == PLAIN_RNN
+        label = PLAIN_RNN if is_plain_rnn else spec.label(getattr(best, spec.name)) or best.network
         leads.setdefault(label, []).append(ranking[0].mean - ranking[-1].mean)
     if not panels:
         return None
@@ -1310,7 +1310,7 @@ def draw_memory(axes, groups, all_rows, biases):
         for group in groups:
             if group.config.keep_bias == bias:
                 place = own_biases.index(bias) - (len(own_biases) - 1) / 2
-                x = all_rows.index(group.config.rows_after) + 0.15 * place
+                x = all_rows.index(group.config.rows_after) + 0.08 * place
                 axes.plot([x] * len(group.runs), group.accuracies, "o", color=color, alpha=0.7)
                 means[x] = group.mean
         kept = "" if bias is None else f": keeps {100 / (1 + math.exp(-bias)):.0f} % at first"
@@ -1329,14 +1329,14 @@ def compare_memory(groups):
         if is_recurrent(group.runs[0]) and group.config.gates == "full" and not group.config.rows_before:
             network = replace(group.config, rows_after=0, keep_bias=None)
             members.setdefault(network, []).append(group)
-    networks = []
-    shown = []
+    tried = {}  # the values of B with blank rows, by network
     for network in sorted(members, key=setting_order):
-        if any(group.config.rows_after for group in members[network]):
-            networks.append(network)
-            shown += members[network]
-    if not shown:
+        tried[network] = {group.config.keep_bias for group in members[network] if group.config.rows_after}
+    most = max(map(len, tried.values()), default=0)
+    if most == 0:
         return None
+    networks = [network for network in tried if len(tried[network]) >= min(most, 2)]  # one B says little beside several
+    shown = [group for network in networks for group in members[network]]
     all_rows = sorted({group.config.rows_after for group in shown})
     biases = sorted({group.config.keep_bias for group in shown}, key=lambda bias: (bias is not None, bias))
     rows_and_mean = attrgetter("config.rows_after", "mean")
@@ -1344,13 +1344,13 @@ def compare_memory(groups):
     panels = []
     for label, network in zip(labels, networks, strict=True):
         best = max(members[network], key=rows_and_mean)
-        result = f"best at {best.config.rows_after} rows: {bias_label(best.config.keep_bias)} ({best.mean:.1f} %)"
+        result = f"best at {best.config.rows_after} rows: {bias_label(best.config.keep_bias)} ({best.mean:.2f} %)"
         draw = partial(draw_memory, groups=members[network], all_rows=all_rows, biases=biases)
         panels.append((f"{label or common}\n{result}", draw))
     best = max(shown, key=rows_and_mean)
     winner = f"the best network, {best.config.network} with {bias_label(best.config.keep_bias)},"
-    title = f"With {best.config.rows_after} blank rows, {winner} still reaches {best.mean:.1f} %"
-    return draw_panels("memory", shown, panels, f"{title} after epoch {best.epoch}\n{common}")
+    title = f"With {best.config.rows_after} blank rows, {winner} reaches {best.mean:.2f} %"
+    return draw_panels("memory", shown, panels, f"{title} after epoch {best.epoch}\n{common}", columns=2)
 
 
 # Statistics: the permutation test of the difference of two means ------------------------------------------------------
@@ -1488,7 +1488,8 @@ def compare_two_settings(groups):
         seeds = [run.config.seed for run in group.runs]
         measurements.append(Measurements(label, dict(zip(seeds, group.accuracies, strict=True))))
     first, second = measurements
-    paired = starts_equal(groups[0].config, groups[1].config) and bool(first.values.keys() & second.values.keys())
+    has_pairs = first.values.keys() <= second.values.keys() or first.values.keys() >= second.values.keys()
+    paired = starts_equal(groups[0].config, groups[1].config) and has_pairs
     result = compare(first, second, paired=paired)
     if result.difference < 0:
         first, second = second, first
@@ -1520,7 +1521,7 @@ def results(groups):
     if pooling:
         conditions = pooled_conditions([run for group in pooling for run in group.runs])
         texts.append(f"In {len(pooling)} of {len(groups)} settings the runs differ in {conditions}.")
-    if len(groups) == 2:
+    if len(groups) == 2 and groups[0].config.dataset == groups[1].config.dataset:
         texts.append(compare_two_settings(groups))
         print_line(texts[-1])
     return {"results.csv": utils.format_csv(utils.RESULT_COLUMNS, rows), "results.md": "\n\n".join(texts) + "\n"}
@@ -1564,8 +1565,8 @@ def open_run(folder, data_dir):
     """Return the SavedRun in a folder. Raises InputError if it cannot be read or has not finished an epoch."""
     run = SavedRun(folder, data_dir)
     if run.epoch == 0:
-        raise InputError(f"{folder} has not finished an epoch; train it with {run.command}")
-    if folder.name not in (run.config.name, f"synthetic_{run.config.name}"):
+        raise InputError(f"{folder} has not finished an epoch; train it first")
+    if folder.absolute().name not in (run.config.name, f"synthetic_{run.config.name}"):
         print_line(f"{folder}: the folder's name differs from its config.json: {run.config.name}")
     return run
 

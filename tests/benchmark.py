@@ -196,7 +196,7 @@ def seconds_to_first_step(script):
         start = time.perf_counter()
         command = [sys.executable, script, *ONE_EPOCH, "--runs-dir", folder]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        next(line for line in process.stdout if line.startswith("epoch "))
+        next(line for line in process.stdout if line.split()[:1] == ["epoch"])
         seconds = time.perf_counter() - start
         process.kill()
         process.communicate()

@@ -152,11 +152,6 @@ def requested(monkeypatch):
     return parse
 
 
-def flags_of(config):
-    """Return the flags with which a training script trains one experiment."""
-    return [f"{spec.flag}={utils.format_number(value)}" for spec, value in config.items() if value != spec.default]
-
-
 def train_here(script, runs_dir, data, config, epochs=2, precision="fp32"):
     """Train an experiment in this process, as its script does, on data, a Dataset; return the run's folder."""
     args = SimpleNamespace(runs_dir=runs_dir, data="", data_dir="", device="cpu", threads=1, fresh=False)

@@ -250,6 +250,12 @@ def test_of_two_settings_the_better_one_is_named(call, tmp_path, changed, first,
     assert (tmp_path / "comparison" / "results.md").read_text().endswith(f"\n\n{line}\n")
 
 
+def test_accuracies_on_different_data_sets_are_not_compared(call, tmp_path):
+    invent_seeds(tmp_path, CNN(), FIVE)
+    invent_seeds(tmp_path, RNN(), HIGHER)
+    assert [line for line in compare_results(call, tmp_path) if " against " in line] == []
+
+
 def draw(name, groups):
     """Return the Figure of a comparison, whose titles must lie within it."""
     with matplotlib.rc_context(visualize.STYLE):
@@ -321,9 +327,10 @@ def test_each_setting_that_varies_makes_groups_pairs_and_a_picture(tmp_path, scr
         assert sorted(values for values, _ in drawn_points(axes, "o").values()) == [[60, 62], [61, 63]]
     if has_picture:
         (axes,) = draw(spec.name, groups).axes
-        labels = [utils.format_number(getattr(group.config, spec.name)) for group in groups]
+        shown = groups[::-1] if spec.name == "gates" else groups  # from gates that see nothing to full ones
+        labels = [utils.format_number(getattr(group.config, spec.name)) for group in shown]
         assert [text.get_text() for text in axes.get_xticklabels()] == labels
-        assert [values for values, _ in drawn_points(axes, ".").values()] == [group.accuracies for group in groups]
+        assert [values for values, _ in drawn_points(axes, ".").values()] == [group.accuracies for group in shown]
 
 
 def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
@@ -358,15 +365,19 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
 def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
     for config, accuracy in ((GRU(), 98), (GRU(gates="constant"), 96), (RNN(), 93.5), (RNN(lr=0.01), 20)):
         invent_run(tmp_path, config, accuracy)
+        invent_run(tmp_path / "opposite", config, 100 - accuracy)
+    drawn = draw("gates", groups_in(tmp_path / "opposite"))
+    assert "after epoch 10: plain RNN in 1 of 1 panels, up to 4.50" in drawn.get_suptitle()
+    shutil.rmtree(tmp_path / "opposite")
     drawn = draw("gates", groups_in(tmp_path))
     title = "Highest test accuracy after epoch 10: full gates in 1 of 1 panels, up to 4.50 points above the lowest"
     assert drawn.get_suptitle() == title
     means = "full: 98.00 %, constant: 96.00 %, plain RNN: 93.50 %"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {means}"]
     (axes,) = drawn.axes
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["full", "constant", "plain RNN"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["plain RNN", "constant", "full"]
     blue, orange = "#0072b2", "#e69f00"
-    assert drawn_points(axes, ".") == {0: ([98], blue), 1: ([96], blue), 2: ([93.5], orange)}
+    assert drawn_points(axes, ".") == {0: ([93.5], orange), 1: ([96], blue), 2: ([98], blue)}
 
 
 def test_curves_show_each_setting_once_six_in_a_panel(tmp_path):
@@ -423,19 +434,19 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
         invent_seeds(tmp_path, GRU(rows_after=rows), accuracies)
     for config, accuracy in ((GRU(keep_bias=1.0), 90), (LSTM(keep_bias=1.0), 80), (LSTM(keep_bias=3.0), 70)):
         invent_seeds(tmp_path, replace(config, rows_after=56), [accuracy, accuracy + 1])
-    for config in (GRU(rows_before=14), GRU(20), GRU(rows_after=56, gates="input"), RNN(rows_before=28)):
+    for config in (GRU(rows_before=14), GRU(20), GRU(rows_after=56, gates="input"), GRU(lr=0.01, rows_after=56)):
         invent_run(tmp_path, config, 97)  # not shown
     drawn = draw("memory", groups_in(tmp_path))
-    title = "With 56 blank rows, the best network, GRU with B = 1, still reaches 90.5 % after epoch 10"
+    title = "With 56 blank rows, the best network, GRU with B = 1, reaches 90.50 % after epoch 10"
     assert drawn.get_suptitle() == f"{title}\n30 hidden units, Adam, learning rate 1e-3"
-    assert titles_of(drawn) == ["GRU best at 56 rows: B = 1 (90.5 %)", "LSTM best at 56 rows: B = 1 (80.5 %)"]
+    assert titles_of(drawn) == ["GRU best at 56 rows: B = 1 (90.50 %)", "LSTM best at 56 rows: B = 1 (80.50 %)"]
     legend = colors_in(drawn.legends[0])
     labels = ["PyTorch's initialisation", "B = 1: keeps 73 % at first", "B = 3: keeps 95 % at first"]
     assert list(legend) == [*labels, "one seed (lines: means)", 'always answering "1"']
     unset, one, three = colors = [legend[label] for label in labels]
     assert len({*colors}) == 3
-    gru_dots = {-0.075: ([98, 99], unset), 0.925: ([60, 70], unset), 1.925: ([20], unset), 2.075: ([90, 91], one)}
-    lstm_dots = {1.925: ([80, 81], one), 2.075: ([70, 71], three)}
+    gru_dots = {-0.04: ([98, 99], unset), 0.96: ([60, 70], unset), 1.96: ([20], unset), 2.04: ([90, 91], one)}
+    lstm_dots = {1.96: ([80, 81], one), 2.04: ([70, 71], three)}
     for axes, dots in zip(drawn.axes, (gru_dots, lstm_dots), strict=True):
         assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "14", "56"]
         assert drawn_points(axes, "o") == dots

@@ -183,6 +183,7 @@ def kill_runs(folder, kills):
                 time.sleep(moment)
                 os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
+            assert not isinstance(moment, str) or os.WIFSIGNALED(status), f"{moment} did not happen"
             assert_whole(runs_dir / "rnn_mnist" / NOISE_NAME)
             killed += os.WIFSIGNALED(status)
             # A kill while --fresh deletes may leave metrics.csv without a checkpoint, which only --fresh accepts.
@@ -314,6 +315,14 @@ def test_a_complete_run_gets_a_missing_config_and_missing_metrics(train, finishe
     (finished_run / "metrics.csv").write_text("epoch,test_accuracy\n")
     assert train("--epochs", 1)[0] == 0
     assert read_files(finished_run) == before
+
+
+def test_metrics_ahead_of_the_checkpoint_are_refused(train, finished_run):
+    path = finished_run / "metrics.csv"
+    path.write_text(path.read_text() + "2,1,1,1,1,1\n")
+    assert_refused(train("--epochs", 2), f"{path} has more epochs than checkpoint.pt; delete it to continue")
+    path.unlink()
+    assert train("--epochs", 2)[0] == 0
 
 
 def test_an_extended_run_equals_one_of_as_many_epochs(train, finished_run, undisturbed):

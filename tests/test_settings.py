@@ -4,7 +4,7 @@ import json
 import random
 import re
 import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import cnn_cifar10
@@ -60,23 +60,6 @@ def random_config(rng, config_class, largest=None):
 
 
 # The command line
-
-
-@pytest.mark.parametrize(
-    ("script", "defaults"),
-    [
-        (cnn_cifar10, {"--lr": "1e-3", "--dataset": "cifar10", "--precision": "auto"}),
-        (LONGER_RNN, {"--lr": "1e-3", "--keep-bias": "PyTorch's initialisation", "--dropout": "0"}),
-    ],
-)
-def test_help_shows_every_flag_and_its_default(call, script, defaults):
-    status, output, error = call(script, "--help")
-    flags = dict(re.findall(r"^  (--\S+)(.*?)(?=^  -|\Z)", output, re.DOTALL | re.MULTILINE))
-    assert (status, error) == (0, "")
-    assert flags.keys() >= {"--" + field.name.replace("_", "-") for field in fields(script.Config)}
-    assert {flag for flag, text in flags.items() if "(default:" not in text} == {"--report", "--fresh"}
-    for flag, default in defaults.items():
-        assert " ".join(flags[flag].split()).endswith(f"(default: {default})")
 
 
 def test_several_values_make_every_combination_once(requested):

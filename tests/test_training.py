@@ -20,7 +20,6 @@ from conftest import (
     SMALL_CNN,
     SMALL_GRU,
     background_fixture,
-    flags_of,
     read_events,
     read_points,
     read_rows,
@@ -152,14 +151,6 @@ def test_training_on_real_mnist_repeats_the_shipped_run(real_run):
 # The report's list, and the table of results
 
 
-def test_all_results_of_the_report_are_listed():
-    results = cnn_cifar10.REPORT + rnn_mnist.REPORT
-    accuracies = [61.3, 11.33, 98.5, 10.09, 47.73, 16.1, 15.13, 74.55, 90.75, 94.17, 97.6, 98.32, 97.86, 97.84]
-    assert [result.accuracy for result in results if result.accuracy] == accuracies
-    assert len(results) == 16
-    assert all(result.accuracy or result.remark for result in results)
-
-
 def test_report_trains_its_list_once_and_prints_a_table(call, digits, tmp_path, monkeypatch):
     """The table is that of the report's last epoch, even if the runs are longer."""
     use_as_synthetic(monkeypatch, small(digits, 100, 100))
@@ -177,8 +168,6 @@ def test_report_trains_its_list_once_and_prints_a_table(call, digits, tmp_path, 
             accuracies = [float(read_rows(tmp_path / "rnn_mnist" / name)[1]["test_accuracy"]) for name in names]
             assert row["experiment"] == f"{reported.config.caption}, synthetic data"
             assert (row["mean"], row["seeds"]) == (f"{np.mean(accuracies):.2f}", "2")
-            assert row["range"] == f"{min(accuracies):.2f} to {max(accuracies):.2f}"
-            assert row["std"] == f"{np.std(accuracies, ddof=1):.2f}"
             assert "reported" not in row, "synthetic data are not compared with the report"
         assert output.splitlines()[-1].split() == ["python", "visualize.py", str(tmp_path)]
 
@@ -286,10 +275,12 @@ def permuted(split):
     ],
 )
 def test_training_equals_a_plain_loop_bit_for_bit(script, settings, call, pictures, digits, tmp_path, monkeypatch):
-    config = script.Config(**settings, batch_size=16, seed=3)
+    settings = settings | {"batch_size": 16, "seed": 3}
+    config = script.Config(**settings)
     data = small(pictures if config.dataset == "cifar10" else digits, 76, 100)  # the fifth batch is smaller
     use_as_synthetic(monkeypatch, data)
-    flags = [*flags_of(config), "--data", "synthetic", "--device", "cpu", "--epochs", 2, "--runs-dir", tmp_path]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    flags += ["--data", "synthetic", "--device", "cpu", "--epochs", 2, "--runs-dir", tmp_path]
     if script is cnn_cifar10:
         flags += ["--precision", "fp32"]
     assert call(script, *flags)[0] == 0

@@ -196,14 +196,15 @@ class MadeUp:
         labels["yticks"] = {"cat: 92.5 %": 0, "dog: 74.9 %": 1, "owl: 89.8 %": 2}
         return run, title, {0: counts | labels}
 
-    def filters(self):  # the limits are the 98 % quantiles of the absolute weights
-        untrained = torch.tensor([[[0.3, 0.0], [0.0, 0.4]], [[0.5, 0.0], [0.0, 0.0]]])
-        trained = torch.tensor([[[-0.6, 0.0], [0.0, -0.8]], [[0.42, 0.0], [0.0, 0.56]]])
+    def filters(self):
+        untrained = torch.tensor([[[0.3, 0.0], [0.0, 0.4]], [[0.5, 0.0], [0.0, 0.0]], [[0.2, 0.0], [0.0, 0.1]]])
+        trained = torch.tensor([[[-0.6, 0.0], [0.0, -0.8]], [[0.42, 0.0], [0.0, 0.56]], [[0.2, 0.0], [0.0, 0.104]]])
         self.replace(first_kernels={"untrained": untrained, "trained": trained}.get)
-        title = "After epoch 4, the kernels of conv1 have a mean cosine of -0.20 to the untrained ones"
-        before = {"title": "untrained", "values": [0.3, 0, 0.5, 0.4], "limits": [-0.486, 0.486], "texts": ["0", "1"]}
-        after = {"title": "trained", "values": [-0.6, 0, 0.42, -0.8, 0.56], "limits": [-0.772, 0.772]}
-        return stand_in(), title, {0: before, 1: after, 2: {"ylabel": "weight"}}
+        title = "Training changed the median kernel of conv1 by 113 % of its norm, and 1 of 3 kernels by less than 5 %"
+        shown = {"limits": [-1, 1], "texts": ["0", "1", "2"]}
+        before = {"title": "untrained", "values": [0.75, 0, 1, 0.5]} | shown
+        after = {"title": "trained", "values": [-0.75, 0, 0.75, 1, -1, 0.52]} | shown
+        return stand_in(), title, {0: before, 1: after, 2: {"ylabel": "weight (one scale per kernel)"}}
 
     def activations(self):
         names = ("mean", "standard deviation", "zeros in %")
@@ -215,7 +216,7 @@ class MadeUp:
             return {"conv1": conv1, "conv2": conv2}
 
         self.replace(activation_statistics=activation_statistics)
-        title = "ReLU sets 40 % of conv1's and 75 % of conv2's activations to zero; 1 of 5 feature maps are always zero"
+        title = "ReLU sets 40 % of conv1's and 75 % of conv2's activations to zero; 1 of 5 maps are over 99 % zero"
         axes = {0: {"title": "conv1: mean", "bars": [0.5, 0.1], "xlabel": "feature maps, ranked by mean"}}
         axes[1] = {"title": "conv1: standard deviation", "bars": [0.2, 0.03]}
         axes[5] = {"title": "conv2: zeros in %", "bars": [75, 50, 100]}
@@ -251,7 +252,9 @@ class MadeUp:
         self.replace_top_activations(maps)
         title = "Reconstructions of conv2 are more alike within a map (mean cosine 1.00) than between maps (-0.07)"
         shown = {"texts": [f"map {number}" for number in maps], "limits": [0, 1]}
-        shown["xlabel"] = "left: reconstructions (gray: zero; one scale per map); right: patches (tinted: outside)"
+        shown["xlabel"] = (
+            "left: reconstructions (gray: zero; one scale per map); right: patches (tinted: outside the image)"
+        )
         if is_alike:
             shown["values"] = [1, 0.5, 0.01, 0.02, 0.03, 0.04, 0.25, 0.06, 0.07, 0.08, 0.09]  # from left to right
             shown["values"] += [0, 0.1, 0.12, 0.13, 0.14, 0.75, 0.15, 0.16, 0.17, 0.18]
@@ -348,7 +351,8 @@ class MadeUp:
             return torch.tensor([{0: 0.05, 1: 0.6, 3: 0.7, 4: 2.6}[EPOCHS[model]], 2, 3, 4, 10])
 
         self.replace(gradient_norms=gradient_norms)
-        title = "The loss gradient at the first row is 0.26 times that at the last row (before training: 0.005)"
+        title = "The norm of the loss gradient at the first row is 0.26 times that at the last row"
+        title += " (before training: 0.005)"
         shades = [to_hex(shade) for shade in matplotlib.colormaps["viridis"]([0, 0.425, 0.85])]
         lines = {"untrained": (BEFORE, [0.05, 2, 3, 4, 10]), "epoch 1": (shades[0], [0.6, 2, 3, 4, 10])}
         lines |= {"_child4": (shades[1], [0.7, 2, 3, 4, 10]), "epoch 4": (shades[2], [2.6, 2, 3, 4, 10])}
@@ -412,7 +416,9 @@ class MadeUp:
             }
             axes[number]["lines"] = {"mean of the units": (AFTER, rows)}
             axes[number]["spans"] = [(BLANK, 0.5, 2.5), (BLANK, 22.5, 24.5)] if blank_rows else []
-        axes[0]["subtitle"] = "All gates, averaged over 1,003 test images (one is shown below)"
+        axes[0]["subtitle"] = (
+            "All gates, averaged over 1,003 test images (one is shown below, its rows from left to right)"
+        )
         first = 3 * len(names)  # the number of the first axes in the lower half
         axes[first] = {"subtitle": f"The {names[1]} gate of every unit, sorted by mean, for two digits"}
         if blank_rows:

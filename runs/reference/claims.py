@@ -92,15 +92,15 @@ def compare_accuracy(runs, first, second, above=0, below=math.inf):
     return compare(accuracy(runs, first), accuracy(runs, second, second_label), paired, above, below)
 
 
-def compare_to_number(measurements, number, above=0, below=math.inf):
+def compare_to_number(measurements, number, above=0, below=math.inf, unit="%"):
     """Test by sign flips whether the mean of Measurements minus a number lies between above and below."""
     result = compare(measurements, Measurements("", dict.fromkeys(measurements.values, number)), True, above, below)
-    claimed = f"{'above' if below == math.inf else 'below'} {number} %"
-    return replace(result, label=f"{measurements.summary()}, claimed: {claimed}")
+    claimed = f"{'above' if below == math.inf else 'below'} {number} {unit}"
+    return replace(result, label=f"{measurements.summary(unit)}, claimed: {claimed}")
 
 
 def count_rises(runs, configs, label, earliest, latest, last=EPOCHS):
-    """Sign test over runs of at least last epochs: do most exceed chance first from epoch earliest to latest?"""
+    """Sign test: do most runs of at least `last` epochs first exceed chance between two epochs?"""
     counted = [run for config in configs for run in runs.get(config, []) if run.epoch >= last]
     epochs = []
     for run in counted:
@@ -241,16 +241,18 @@ def fc1_matters_most(runs):
             yield compare_accuracy(runs, replace(CNN, lr=lr, without=layer), replace(CNN, lr=lr, without="fc1"))
 
 
+def probe_accuracy(runs, layer, network="trained"):
+    """Return the Measurements of a linear probe on a layer of the CNN."""
+    where = {"layer": layer, "network": network}
+    return measure(runs, CNN, f"{layer} ({network} network)", table_median, "layers", "accuracy", where)
+
+
 @claim("13", "A linear classifier is more accurate on each later layer, and on trained than on untrained layers.")
 def layers_become_readable(runs):
-    def probe(layer, network="trained"):
-        where = {"layer": layer, "network": network}
-        return measure(runs, CNN, f"{layer} ({network} network)", table_median, "layers", "accuracy", where)
-
     for later, earlier in (("pool1", "pixels"), ("pool2", "pool1"), ("fc1", "pool2")):
-        yield compare(probe(later), probe(earlier), paired=True)
+        yield compare(probe_accuracy(runs, later), probe_accuracy(runs, earlier), paired=True)
     for layer in ("pool1", "pool2", "fc1"):
-        yield compare(probe(layer), probe(layer, "untrained"), paired=True)
+        yield compare(probe_accuracy(runs, layer), probe_accuracy(runs, layer, "untrained"), paired=True)
 
 
 @claim("16", "With blank rows and PyTorch's initialisation, most runs exceed chance within 30 epochs.")
@@ -333,7 +335,7 @@ def lstm_needs_more(runs):
     yield count_rises(runs, [late], f"{late.caption}: above chance after the first epoch", 2, EPOCHS)
 
 
-@claim("P1", "On ordinary MNIST cells with constant gates lose most of their lead, even with as many weights.")
+@claim("P1", "On ordinary MNIST constant gates end at least 1.5 points below full gates and at most 2.5 above the RNN.")
 def constant_gates_lose_the_lead(runs):
     for config, same_weights in SAME_WEIGHTS:
         constant = replace(config, gates="constant")
@@ -376,7 +378,7 @@ def update_gates_keep_more(runs):
     for config, epoch in ((GRU_56, EPOCHS), (replace(GRU, lr=3e-3, rows_after=56), 30)):
         for layer in (1, 2):
             label = f"update gate of layer {layer}, blank rows minus rows 8 to 20, {config.caption}, epoch {epoch}"
-            yield compare_to_number(measure(runs, config, label, rise_of_update_gate, layer, epoch), 0)
+            yield compare_to_number(measure(runs, config, label, rise_of_update_gate, layer, epoch), 0, unit="points")
 
 
 # claims.md -----------------------------------------------------------------------------------------------------------
@@ -389,17 +391,18 @@ in this folder.
 
 A claim has one or several parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above
 0, unless given), *does not hold* if it lies outside, and is *undecided* otherwise. The table gives the difference of
-the first part, in percentage points of test accuracy or in decades (factors of ten). All parts follow below."""
+the first part, in points (of test accuracy in percent) unless another unit is given; a decade is a factor of ten. All
+parts follow below. The numbers 7 and 14 are not used."""
 RULES = f"""## How to read the details
 
 - Accuracies are test accuracies after epoch {EPOCHS} on the real data: mean (lowest to highest, number of seeds).
 - B is the value of `--keep-bias`, the initial bias of the gate that keeps the state: at first each step keeps
   sigmoid(B) of it. Blank rows follow the digit. Above chance means more than {CHANCE_LEVEL} %.
 - A permutation test compares two means. If runs of one seed start with the same weights and see the images in the same
-  order, they are paired, and the signs of their differences are flipped. Otherwise all values are shuffled. Beyond
-  {visualize.MAX_PERMUTATIONS:,} permutations, this many random ones are drawn.
+  order, they are paired, and the signs of their differences are flipped. Otherwise all values are shuffled. Where there
+  are more than {visualize.MAX_PERMUTATIONS:,} permutations, this many random ones are drawn instead.
 - The 90 % interval contains the differences that no one-sided test rejects at 5 %.
-- p is that of the claimed sentence or of its opposite, whichever is smaller. "Seen in" counts the seeds, or the runs,
+- p is the smaller of two one-sided p-values: for the claim and for its opposite. "Seen in" counts the seeds, or runs,
   for which the sentence is true. A sign test decides what most runs do; it needs at least five runs.
 - The seeds vary the initial weights and the order of the images. They do not show the effect of other images.
 - The {{tested}} tested parts share runs. {{decided}} are decided; {{kept}} remain significant at a false discovery rate
@@ -410,7 +413,7 @@ def verdict_in_words(verdicts):
     """Return the verdict on a claim from the verdicts on its parts, such as '1 of 4 parts holds, 1 undecided'."""
     total, holding = len(verdicts), verdicts.count(HOLDS)
     if len(set(verdicts)) == 1:
-        return verdicts[0] + (f" (all {total} parts)" if total > 1 else "")
+        return verdicts[0] + ("" if total == 1 else " (both parts)" if total == 2 else f" (all {total} parts)")
     words = [f"{holding} of {total} parts {'holds' if holding == 1 else 'hold'}"]
     words += [f"{verdicts.count(verdict)} {verdict}" for verdict in (UNDECIDED, UNMEASURED) if verdict in verdicts]
     return ", ".join(words)
