@@ -237,7 +237,7 @@ def download(torchvision_class, spec, data_dir):
 
 SYNTHETIC_SIZES = [4_000, 1_000]  # images of the training and of the test split
 SYNTHETIC_CLASSES = tuple(f"pattern {number}" for number in range(10))
-SYNTHETIC_NOTICE = "NOTE: this is a small synthetic data set; do not compare its accuracies with published ones."
+SYNTHETIC_NOTICE = "NOTE: this uses a small synthetic data set; do not compare its accuracies with published ones."
 
 
 def synthetic_splits(size):

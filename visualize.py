@@ -427,7 +427,7 @@ def activation_statistics(model, images, batch_size=250):
 
 
 def activations(run):
-    """Draw the activation_statistics of each convolution over the test images."""
+    """Draw mean, standard deviation and share of zeros of each feature map over the test images."""
     statistics = activation_statistics(run.model, run.data.test.images)
     fig = Figure(figsize=(FIGURE_WIDTH, 2.4 * len(statistics)))
     grid = fig.subplots(len(statistics), 3, squeeze=False)
@@ -762,9 +762,7 @@ def closest_gabor_functions(targets, parameters):
     v = up * angle.cos() - right * angle.sin()
     envelope = torch.exp(-((u / s) ** 2 + (v / t) ** 2) / 2)
     phase = 2 * math.pi * frequency * u
-    even = envelope * phase.cos()
-    odd = envelope * phase.sin()
-    waves = torch.stack([even, odd], dim=-1)
+    waves = envelope[..., None] * torch.stack([phase.cos(), phase.sin()], dim=-1)  # those of a and b
     products = waves.mT @ waves + 1e-6 * torch.eye(2)  # keeps the normal equations solvable
     fitted = (waves @ torch.linalg.solve(products, waves.mT @ targets[..., None])).squeeze(-1)
     return fitted, frequency, angle
@@ -1176,9 +1174,8 @@ LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "
 def draw_panels(name, groups, panels, title, columns=3):
     """Draw a panel for each (title, draw(axes)), and return the outputs. If there are too many, say what to name."""
     if len(panels) > MAX_PANELS:
-        first_run = groups[0].runs[0]
-        pattern = f"*{first_run.config.name.partition('_')[0]}*"  # such as *rnn30*
-        example = utils.shell_command(first_run.folder.with_name(pattern))
+        pattern = f"*{groups[0].config.name.partition('_')[0]}*"  # such as *rnn30*
+        example = utils.shell_command(groups[0].runs[0].folder.with_name(pattern))
         print_line(f"{name}: more than {MAX_PANELS} panels are needed; pass fewer runs, such as {example}")
         return None
     rows = math.ceil(len(panels) / columns)
@@ -1256,7 +1253,7 @@ def draw_seeds(axes, groups, spec):
 
 
 def compare_setting(groups, spec):
-    """Draw the accuracy of every seed against one setting, a panel for each choice of the others."""
+    """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
     panels = []
     leads = {}  # by the label of the best value: in each panel where it is best, its lead over the lowest, in points
     families = families_of(usual_groups(groups, spec.name), spec.name)
@@ -1270,8 +1267,8 @@ def compare_setting(groups, spec):
         means = [text.replace(" ", "\xa0") for text in means]  # lines are broken only between them
         panels.append((f"{common}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
         best = ranking[0].config
-        is_plain_rnn = value_label(best, spec) == PLAIN_RNN
-        label = PLAIN_RNN if is_plain_rnn else spec.label(getattr(best, spec.name)) or best.network
+        label = spec.label(getattr(best, spec.name)) or best.network
+        label = PLAIN_RNN if value_label(best, spec) == PLAIN_RNN else label
         leads.setdefault(label, []).append(ranking[0].mean - ranking[-1].mean)
     if not panels:
         return None
@@ -1691,12 +1688,14 @@ def draw_comparison(runs, names, output_dir):
 
 
 def comparison_folder(folders, runs):
-    """Return where the comparison of folders goes: FOLDER/comparison, or beside the first run if there are several."""
+    """Return where the comparison of folders goes: FOLDER/comparison or, of several, the runs folder of the first."""
     if len(folders) == 1:
         return folders[0] / "comparison"
     parent = Path(os.path.abspath(runs[0].folder)).parent
-    is_script_folder = parent.name == runs[0].config.script
-    return (parent.parent if is_script_folder else parent) / "comparison"
+    for name in (runs[0].config.script, "reference"):  # reference/comparison is that of all shipped runs
+        if parent.name == name:
+            parent = parent.parent
+    return parent / "comparison"
 
 
 def parse_command_line():
@@ -1705,9 +1704,11 @@ def parse_command_line():
     lines = [__doc__ or ""]
     for head, functions in (("Figures of one run:", draw_functions), ("\nFigures of several runs:", COMPARISONS)):
         lines.append(head)
+        names_by_doc = {}
         for name, draw in functions.items():
             doc = getattr(draw, "func", draw).__doc__ or " "  # func: of a partial function
-            lines.append(f"    {name:14} {doc.splitlines()[0]}")
+            names_by_doc.setdefault(doc.splitlines()[0], []).append(name)
+        lines += [f"    {' '.join(figure_names):14} {doc}" for doc, figure_names in names_by_doc.items()]
     parser = utils.Parser("\n".join(lines))
     flag = parser.add_argument
     flag("folders", nargs="+", type=utils.parse_folder, metavar="RUN", help="folder of a run, or of several runs")

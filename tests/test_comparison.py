@@ -134,7 +134,7 @@ def test_damaged_runs_and_duplicates_of_longer_runs_are_skipped(call, tmp_path):
 
 
 def test_a_folder_named_reference_is_skipped_unless_it_is_named(call, tmp_path):
-    invent_run(tmp_path / "reference", GRU(), 80)
+    shipped = [invent_run(tmp_path / "reference", config, 80) for config in (GRU(), GRU(seed=1))]
     skipped = call(visualize, tmp_path)
     assert_refused(skipped, f"{tmp_path} holds no finished run; train one with python rnn_mnist.py, or compare ")
     assert_refused(skipped, f"the shipped runs with python visualize.py {shlex.quote(str(tmp_path / 'reference'))}")
@@ -144,7 +144,10 @@ def test_a_folder_named_reference_is_skipped_unless_it_is_named(call, tmp_path):
     assert f"{renamed}: the folder's name differs from its config.json: {LSTM().name}" in lines
     assert results_in(tmp_path) == [("1", "90.00")]
     compare_results(call, tmp_path / "reference")
-    assert results_in(tmp_path / "reference") == [("1", "80.00")]
+    assert results_in(tmp_path / "reference") == [("2", "80.00")]
+    shutil.rmtree(tmp_path / "comparison")
+    compare_results(call, *shipped)
+    assert results_in(tmp_path) == [("2", "80.00")], "the shipped comparison is that of all shipped runs"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")

@@ -31,10 +31,7 @@ FILES = {name: spec.files for name, spec in utils.DATASETS.items()}
 BATCHES = FILES["cifar10"][:6]
 ARCHIVES = {"cifar10": ["cifar-10-python.tar.gz"], "mnist": [f"MNIST/raw/{file}.gz" for file in FILES["mnist"]]}
 
-SMALL_NETWORKS = {
-    "cifar10": (cnn_cifar10, "--without", "conv1+conv2"),
-    "mnist": (rnn_mnist, "--hidden-size", 2),
-}
+SMALL_NETWORKS = {"cifar10": (cnn_cifar10, "--without", "conv1+conv2"), "mnist": (rnn_mnist, "--hidden-size", 2)}
 
 each_set = pytest.mark.parametrize("name", ["cifar10", "mnist"])
 load_data = utils.load_data.__wrapped__  # without the cache

@@ -405,8 +405,8 @@ RULES = f"""## How to read the details
 - p is the smaller of two one-sided p-values: for the claim and for its opposite. "Seen in" counts the seeds, or runs,
   for which the sentence is true. A sign test decides what most runs do; it needs at least five runs.
 - The seeds vary the initial weights and the order of the images. They do not show the effect of other images.
-- The {{tested}} tested parts share runs. {{decided}} are decided; {{kept}} remain significant at a false discovery rate
-  of 5 % (Benjamini and Hochberg, 1995; p is doubled, because each part is tested in both directions)."""
+- The false discovery rate is that of Benjamini and Hochberg (1995); p is doubled, because each part is tested in both
+  directions. The parts share runs."""
 
 
 def verdict_in_words(verdicts):
@@ -475,10 +475,11 @@ def format_claims(runs):
     if not tested:
         raise utils.InputError("no claim can be tested with these runs; see runs/reference/claims.md")
     kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
-    rules = RULES.format(tested=len(tested), decided=sum(part.verdict != UNDECIDED for part in tested), kept=kept)
+    decided = sum(part.verdict != UNDECIDED for part in tested)
+    summary = f"Of {len(tested)} tested parts {decided} are decided, {kept} also at a false discovery rate of 5 %."
     columns = ("", "claim", "verdict", "main difference (90 % interval)")
-    missing = f"Not tested, because runs are missing: {', '.join(untested)}." if untested else "All claims are tested."
-    text = [INTRO, utils.markdown_table(columns, overview), missing, rules]
+    missing = f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
+    text = [INTRO, summary + missing, utils.markdown_table(columns, overview), RULES]
     return "\n\n".join([*text, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
 
 
