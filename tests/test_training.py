@@ -205,7 +205,7 @@ def test_tensorboard_shows_the_kernels_of_each_epoch_in_gray(cnn_folder):
         picture = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
         weights = picture[5::10, 5::10, 0]  # the middle of each weight
         kernels = read_snapshot(cnn_folder, image.step)["layers.conv1.weight"][:, 0].numpy()
-        gray = 255 * (kernels / np.abs(kernels).max() + 1) / 2
+        gray = 255 * (kernels / np.abs(kernels).max((1, 2), keepdims=True) + 1) / 2
         for number, kernel in enumerate(gray):
             top, left = 1 + 6 * (number // 8), 1 + 6 * (number % 8)
             assert np.abs(weights[top : top + 5, left : left + 5] - kernel).max() <= 1
