@@ -485,6 +485,7 @@ def format_claims(runs):
 
 @utils.exit_with_status()
 def main():
+    """Write claims.md into the folder that the command line names."""
     parser = utils.Parser(__doc__)
     parser.add_argument("folder", nargs="?", type=utils.parse_folder, default=Path(__file__).parent, metavar="FOLDER")
     parser.add_argument("--data-dir", type=utils.parse_folder, default="data", help="directory of the data sets")
