@@ -972,7 +972,7 @@ def reading(run, rows):
     bottom.legend(loc="outside lower center", ncols=3)
     half = rows[steps // 2 - 1]
     title = f"After {half['rows']} of {steps} rows, a linear classifier on the state recognises {half['known']:.0f} %"
-    return titled(fig, f"{title} of the images and the network {half['answered']:.0f} %", run)
+    return titled(fig, f"{title} of the images and the network itself {half['answered']:.0f} %", run)
 
 
 @torch.inference_mode()
@@ -1045,7 +1045,7 @@ def gates(run, rows):
         axes.plot(x, mean, color=AFTER_COLOR, label="mean of the units")
         axes.set(ylim=(0, 100), yticks=[0, 50, 100], title=f"{names[gate]} gate of layer {layer + 1} in %")
         axes.grid(alpha=0.3)
-    images_shown = f"{len(run.data.test.labels):,} test images (one is shown below, its rows from left to right)"
+    images_shown = f"{len(run.data.test.labels):,} test images (one below, its rows from left to right)"
     top.suptitle(f"All gates, averaged over {images_shown}", fontsize=9)
     top.legend(*mean_panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
@@ -1063,7 +1063,8 @@ def gates(run, rows):
 
     kept = percents[:, names.index(keeping_gate), :, 0].mean(0)
     first = run.config.rows_before
-    title = f"The {keeping_gate} gate keeps {kept[first + 7 : first + 20].mean():.0f} % of the state in rows 8 to 20"
+    middle = kept[first + 7 : first + 20].mean()
+    title = f"The {keeping_gate} gates keep on average {middle:.0f} % of the state in rows 8 to 20"
     blank = np.delete(kept, range(first, steps - run.config.rows_after))
     if blank.size:
         title += f" of the digit and {blank.mean():.0f} % in the blank rows"
@@ -1344,10 +1345,10 @@ def compare_memory(groups):
         result = f"best at {best.config.rows_after} rows: {bias_label(best.config.keep_bias)} ({best.mean:.2f} %)"
         draw = partial(draw_memory, groups=members[network], all_rows=all_rows, biases=biases)
         panels.append((f"{label or common}\n{result}", draw))
-    best = max(shown, key=rows_and_mean)
-    winner = f"the best network, {best.config.network} with {bias_label(best.config.keep_bias)},"
-    title = f"With {best.config.rows_after} blank rows, {winner} reaches {best.mean:.2f} %"
-    return draw_panels("memory", shown, panels, f"{title} after epoch {best.epoch}\n{common}", columns=2)
+    longest = sorted([group for group in shown if group.config.rows_after == all_rows[-1]], key=attrgetter("mean"))
+    best_means = {group.config.network: f"{group.config.network} {group.mean:.2f} %" for group in longest}
+    title = f"With {all_rows[-1]} blank rows, the best initialisations give {', '.join(best_means.values())}"
+    return draw_panels("memory", shown, panels, f"{title} after epoch {shown[0].epoch}\n{common}", columns=2)
 
 
 # Statistics: the permutation test of the difference of two means ------------------------------------------------------

@@ -379,7 +379,8 @@ class MadeUp:
         self.replace(probabilities_by_row=probabilities_by_row, states_by_row=states_by_row)
         self.replace_probe({1: 11.0, 2: 22.0, 3: 23.0, 4: 44.0})
         self.replace(first_correct_of_each_class=torch.tensor([5, 0, 4]))
-        title = "After 2 of 4 rows, a linear classifier on the state recognises 22 % of the images and the network 33 %"
+        title = "After 2 of 4 rows, a linear classifier on the state recognises 22 %"
+        title += " of the images and the network itself 33 %"
         owl, dog = [rounded(image.flatten()) for image in probabilities_by_row(model, TEST.images[[5, 4]])]
         lines = {"linear classifier on the state": (ACCENT, [11, 22, 23, 44])}
         lines["the network's own answer"] = (AFTER, [9.97, 33.001, 69.791, 100])
@@ -416,9 +417,7 @@ class MadeUp:
             }
             axes[number]["lines"] = {"mean of the units": (AFTER, rows)}
             axes[number]["spans"] = [(BLANK, 0.5, 2.5), (BLANK, 22.5, 24.5)] if blank_rows else []
-        axes[0]["subtitle"] = (
-            "All gates, averaged over 1,003 test images (one is shown below, its rows from left to right)"
-        )
+        axes[0]["subtitle"] = "All gates, averaged over 1,003 test images (one below, its rows from left to right)"
         first = 3 * len(names)  # the number of the first axes in the lower half
         axes[first] = {"subtitle": f"The {names[1]} gate of every unit, sorted by mean, for two digits"}
         if blank_rows:
@@ -430,7 +429,7 @@ class MadeUp:
         run = stand_in(rnn_mnist.Config(cell=cell, rows_before=blank_rows, rows_after=blank_rows), model=model)
         level = levels[1, names[0]][0] / 100
         table = f"epoch,layer,gate,row,mean,low,high\n4,1,{names[0]},1,{level:g},{level - 0.08:g},{level + 0.08:g}\n"
-        title = f"The {names[1]} gate keeps 55 % of the state in rows 8 to 20"
+        title = f"The {names[1]} gates keep on average 55 % of the state in rows 8 to 20"
         if blank_rows:
             title += " of the digit and 76 % in the blank rows"
         return run, title, axes, table

@@ -404,7 +404,6 @@ RULES = f"""## How to read the details
 - The 90 % interval contains the differences that no one-sided test rejects at 5 %.
 - p is the smaller of two one-sided p-values: for the claim and for its opposite. "Seen in" counts the seeds, or runs,
   for which the sentence is true. A sign test decides what most runs do; it needs at least five runs.
-- The seeds vary the initial weights and the order of the images. They do not show the effect of other images.
 - The false discovery rate is that of Benjamini and Hochberg (1995); p is doubled, because each part is tested in both
   directions. The parts share runs."""
 
@@ -475,9 +474,10 @@ def format_claims(runs):
     if not tested:
         raise utils.InputError("no claim can be tested with these runs; see runs/reference/claims.md")
     kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
-    decided = sum(part.verdict != UNDECIDED for part in tested)
-    summary = f"Of {len(tested)} tested parts {decided} are decided, {kept} also at a false discovery rate of 5 %."
-    columns = ("", "claim", "verdict", "main difference (90 % interval)")
+    counts = Counter(part.verdict for part in tested)
+    verdicts = f"{counts[HOLDS]} hold, {counts[FAILS]} do not, and {counts[UNDECIDED]} are undecided"
+    summary = f"Of {len(tested)} parts {verdicts}. At a false discovery rate of 5 %, {kept} stay decided."
+    columns = ("", "claim", "verdict", "difference of the first part (90 % interval)")
     missing = f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
     text = [INTRO, summary + missing, utils.markdown_table(columns, overview), RULES]
     return "\n\n".join([*text, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
