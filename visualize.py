@@ -103,15 +103,17 @@ class SavedRun:
 
     @cached_property
     def history(self):
-        """The metrics of each finished epoch, list of dict."""
+        """The metrics of each finished epoch, list of dict: from metrics.csv or, if it is damaged, the checkpoint."""
         path = self.folder / "metrics.csv"
-        if not path.exists():
-            return []
         try:
             rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
             return [{name: float(row[name]) for name in METRIC_COLUMNS} for row in rows]
+        except FileNotFoundError:
+            return []
         except (LookupError, ValueError, TypeError, csv.Error):
-            raise InputError(f"{path} is damaged; the command that trained the run writes it anew") from None
+            if checkpoint := utils.read_checkpoint(self.folder):
+                return checkpoint["history"]
+            raise InputError(f"{path} is damaged, and there is no checkpoint.pt") from None
 
     @property
     def epoch(self):
@@ -1169,6 +1171,7 @@ def describe_best(groups, labels):
 
 MAX_PANELS = 24
 MAX_LINES = 6  # in a panel
+PLAIN_RNN = "plain RNN"  # its name in the picture of --gates
 LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "#009E73")  # of Okabe and Ito
 
 
@@ -1226,9 +1229,6 @@ def compare_curves(groups):
         labels, _ = label_configs([group.config for group in groups])
         title += f", {describe_best(groups, labels)}"
     return draw_panels("curves", groups, panels, title, columns=2)
-
-
-PLAIN_RNN = "plain RNN"
 
 
 def value_label(config, spec):
