@@ -383,29 +383,26 @@ def update_gates_keep_more(runs):
 
 # claims.md -----------------------------------------------------------------------------------------------------------
 
+HEADINGS = {"1": "The report's claims", "1b": "Our further questions", "15a": "Predictions made before the runs"}
 INTRO = """# The claims
 
-The claims of the reference report (1 to 10b), our further questions (1b to 20; 18b, 19 and 20 were asked after seeing
-the runs), and what we predicted before training (15a to P5), tested by `python -m runs.reference.claims` on the runs
-in this folder.
-
-A claim has one or several parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above
-0, unless given), *does not hold* if it lies outside, and is *undecided* otherwise. The table gives the difference of
-the first part, in points (of test accuracy in percent) unless another unit is given; a decade is a factor of ten. All
-parts follow below. The numbers 7 and 14 are not used."""
+Three kinds of claims, tested by `python -m runs.reference.claims` on the runs in this folder. A claim has one or
+several parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless given),
+*does not hold* if it lies outside, and is *undecided* otherwise. The tables give the difference of the first part, in
+points (of test accuracy in percent) unless another unit is given; a decade is a factor of ten. All parts follow below.
+B is the initial bias of the gates (`--keep-bias`), and blank rows follow the digit. The numbers 7 and 14 are not used;
+18b, 19 and 20 were asked after seeing the runs."""
 RULES = f"""## How to read the details
 
 - Accuracies are test accuracies after epoch {EPOCHS} on the real data: mean (lowest to highest, number of seeds).
-- B is the value of `--keep-bias`, the initial bias of the gate that keeps the state: at first each step keeps
-  sigmoid(B) of it. Blank rows follow the digit. Above chance means more than {CHANCE_LEVEL} %.
+- At first each step keeps sigmoid(B) of the state. Above chance means more than {CHANCE_LEVEL} %.
 - A permutation test compares two means. If runs of one seed start with the same weights and see the images in the same
   order, they are paired, and the signs of their differences are flipped. Otherwise all values are shuffled. Where there
   are more than {visualize.MAX_PERMUTATIONS:,} permutations, this many random ones are drawn instead.
 - The 90 % interval contains the differences that no one-sided test rejects at 5 %.
 - p is the smaller of two one-sided p-values: for the claim and for its opposite. "Seen in" counts the seeds, or runs,
   for which the sentence is true. A sign test decides what most runs do; it needs at least five runs.
-- The false discovery rate is that of Benjamini and Hochberg (1995); p is doubled, because each part is tested in both
-  directions. The parts share runs."""
+- The false discovery rate is that of Benjamini and Hochberg (1995), of doubled p, as both directions are tested."""
 
 
 def verdict_in_words(verdicts):
@@ -454,8 +451,11 @@ def ladder(runs):
 
 def format_claims(runs):
     """Return the text of claims.md. Raises InputError if these runs test no claim."""
-    overview, sections, untested, tested = [], [], [], []
+    sections, untested, tested = [], [], []
+    overview = {}  # rows of the first tables, by heading
+    heading = ""
     for number, (sentence, test) in CLAIMS.items():
+        heading = HEADINGS.get(number, heading)
         parts = list(test(runs))
         measured = [part for part in parts if part.verdict != UNMEASURED]
         if not measured:
@@ -463,7 +463,7 @@ def format_claims(runs):
             continue
         tested += measured
         verdict = verdict_in_words([part.verdict for part in parts])
-        overview.append((number, sentence, verdict, result_in_words(measured[0])))
+        overview.setdefault(heading, []).append((number, sentence, verdict, result_in_words(measured[0])))
         rows = []
         for part in parts:
             seen_in = "" if part.total is None else f"{part.agreeing} of {part.total}"
@@ -479,8 +479,10 @@ def format_claims(runs):
     summary = f"Of {len(tested)} parts {verdicts}. At a false discovery rate of 5 %, {kept} stay decided."
     columns = ("", "claim", "verdict", "difference of the first part (90 % interval)")
     missing = f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
-    text = [INTRO, summary + missing, utils.markdown_table(columns, overview), RULES]
-    return "\n\n".join([*text, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
+    tables = [f"**{heading}**\n\n{utils.markdown_table(columns, rows)}" for heading, rows in overview.items()]
+    return (
+        "\n\n".join([INTRO, summary + missing, *tables, RULES, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
+    )
 
 
 @utils.exit_with_status()
