@@ -53,8 +53,8 @@ def invent_run(folder, config, accuracy, epochs=10, source="real", precision="fp
 
 
 def invent_seeds(folder, config, accuracies, **options):
-    """Invent a run with each accuracy, with seeds 0, 1, 2 ...; return their folders."""
-    runs = [(replace(config, seed=seed), accuracy) for seed, accuracy in enumerate(accuracies)]
+    """Invent a run with each accuracy, with seeds 0, 1, 2 ..., but none for None; return their folders."""
+    runs = [(replace(config, seed=seed), accuracy) for seed, accuracy in enumerate(accuracies) if accuracy is not None]
     return [invent_run(folder, run, accuracy, **options) for run, accuracy in runs]
 
 
@@ -237,6 +237,7 @@ HIGHER = [83, 84, 84, 84, 85]
         ({"cell": "gru"}, FIVE, HIGHER, "5 seeds): difference +2.00 points", 18 / 252, "GRU is better"),
         ({"cell": "gru"}, FIVE, [81, 82, 82, 85, 86], "higher in 4 of 5 seeds", 108 / 252, "undecided, because the "),
         ({"lr": 0.01}, HIGHER, FIVE + [99] * 5, "+2.00 points", 2 / 32, "1e-3 is better"),  # of the seeds in both
+        ({"lr": 0.01}, FIVE, [None] * 3 + HIGHER, "5 seeds): difference +2.00", 18 / 252, "0.01 is better"),  # no pairs
         ({"cell": "gru"}, FIVE * 4, [90], "+8.00 points; ", None, "one seed cannot decide; add --seed 0 1 2 3 4."),
         ({"lr": 0.01}, [80, 81], [90, 91], "in 2 of 2", None, "two seeds cannot decide; add --seed 0 1 2 3 4."),
     ],

@@ -173,8 +173,8 @@ class MadeUp:
         rows = [(1, 1.5, 30, 1.4, 40), (2, 1.2, 50, 1.1, 45), (3, 0.9, 60, 1.3, 46), (4, 0.8, 65, 1.6, 42)]
         title = "Test accuracy is 42.00 % after epoch 4 (training: 65.00 %); overfitting since epoch 2"
         if not overfits:
-            rows.pop()
-            title = "Test accuracy is 46.00 % after epoch 3 (training: 60.00 %)"
+            rows[-1] = (4, 1.3, 55, 1.6, 42)  # worse on the training images, too
+            title = "Test accuracy is 42.00 % after epoch 4 (training: 55.00 %)"
         names = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
         history = [dict(zip(names, row, strict=True)) for row in rows]
         x, *losses_and_accuracies = map(list, zip(*rows, strict=True))

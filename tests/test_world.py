@@ -105,7 +105,6 @@ def test_importing_and_looking_at_a_run_change_nothing_else(finished_run):
 
 
 def test_a_users_matplotlib_settings_change_no_picture(tmp_path, finished_run, call):
-    """Also settings that matplotlib does not know, such as a backend of an older version."""
     assert call(visualize, finished_run, "--figures", "curves")[0] == 0
     settings = "savefig.dpi: 20\nlines.linewidth: 9\naxes.facecolor: red\nbackend: nowhere\nfont.colour: red\n"
     (tmp_path / "matplotlibrc").write_text(settings)

@@ -478,11 +478,9 @@ def format_claims(runs):
     verdicts = f"{counts[HOLDS]} hold, {counts[FAILS]} do not, and {counts[UNDECIDED]} are undecided"
     summary = f"Of {len(tested)} parts {verdicts}. At a false discovery rate of 5 %, {kept} stay decided."
     columns = ("", "claim", "verdict", "difference of the first part (90 % interval)")
-    missing = f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
+    summary += f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
     tables = [f"**{heading}**\n\n{utils.markdown_table(columns, rows)}" for heading, rows in overview.items()]
-    return (
-        "\n\n".join([INTRO, summary + missing, *tables, RULES, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
-    )
+    return "\n\n".join([INTRO, summary, *tables, RULES, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
 
 
 @utils.exit_with_status()
