@@ -1307,16 +1307,17 @@ def draw_memory(axes, groups, all_rows, biases):
         for group in groups:
             if group.config.keep_bias == bias:
                 place = own_biases.index(bias) - (len(own_biases) - 1) / 2
-                x = all_rows.index(group.config.rows_after) + 0.08 * place
-                axes.plot([x] * len(group.runs), group.accuracies, "o", color=color, alpha=0.7)
+                x = group.config.rows_after + place * all_rows[-1] / 40
+                axes.plot([x] * len(group.runs), group.accuracies, "o", color=color, alpha=0.7, markersize=4)
                 means[x] = group.mean
         kept = "" if bias is None else f": keeps {100 / (1 + math.exp(-bias)):.0f} % at first"
         axes.plot(means.keys(), means.values(), color=color, label=bias_label(bias) + kept)
     axes.plot([], [], "o", color="0.4", label="one seed (lines: means)")
     if not groups[0].runs[0].source_suffix:
         axes.axhline(MAJORITY_ACCURACY, color="0.4", linestyle=":", label='always answering "1"')
-    axes.set_xticks(range(len(all_rows)), all_rows)
-    axes.set(xlabel="blank rows", ylabel="test accuracy in %", ylim=(0, 102), xlim=(-0.5, len(all_rows) - 0.5))
+    axes.set_xticks(all_rows)
+    axes.set(xlabel="blank rows", ylabel="test accuracy in %", ylim=(0, 102))
+    axes.set_xlim(-0.07 * all_rows[-1], 1.07 * all_rows[-1])
 
 
 def compare_memory(groups):

@@ -448,8 +448,8 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
     assert list(legend) == [*labels, "one seed (lines: means)", 'always answering "1"']
     unset, one, three = colors = [legend[label] for label in labels]
     assert len({*colors}) == 3
-    gru_dots = {-0.04: ([98, 99], unset), 0.96: ([60, 70], unset), 1.96: ([20], unset), 2.04: ([90, 91], one)}
-    lstm_dots = {1.96: ([80, 81], one), 2.04: ([70, 71], three)}
+    gru_dots = {-0.7: ([98, 99], unset), 13.3: ([60, 70], unset), 55.3: ([20], unset), 56.7: ([90, 91], one)}
+    lstm_dots = {55.3: ([80, 81], one), 56.7: ([70, 71], three)}
     for axes, dots in zip(drawn.axes, (gru_dots, lstm_dots), strict=True):
         assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "14", "56"]
         assert drawn_points(axes, "o") == dots

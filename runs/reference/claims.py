@@ -402,7 +402,7 @@ RULES = f"""## How to read the details
 - The 90 % interval contains the differences that no one-sided test rejects at 5 %.
 - p is the smaller of two one-sided p-values: for the claim and for its opposite. "Seen in" counts the seeds, or runs,
   for which the sentence is true. A sign test decides what most runs do; it needs at least five runs.
-- The false discovery rate is that of Benjamini and Hochberg (1995), of doubled p, as both directions are tested."""
+- The correction keeps the false discovery rate below 5 % (Benjamini and Hochberg, 1995; p is doubled)."""
 
 
 def verdict_in_words(verdicts):
@@ -476,7 +476,7 @@ def format_claims(runs):
     kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
     counts = Counter(part.verdict for part in tested)
     verdicts = f"{counts[HOLDS]} hold, {counts[FAILS]} do not, and {counts[UNDECIDED]} are undecided"
-    summary = f"Of {len(tested)} parts {verdicts}. At a false discovery rate of 5 %, {kept} stay decided."
+    summary = f"Of {len(tested)} parts {verdicts}. Corrected for so many tests, {kept} stay decided."
     columns = ("", "claim", "verdict", "difference of the first part (90 % interval)")
     summary += f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
     tables = [f"**{heading}**\n\n{utils.markdown_table(columns, rows)}" for heading, rows in overview.items()]
