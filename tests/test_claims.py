@@ -88,7 +88,7 @@ P_VALUES = [([0.005, 0.02, 0.015, 0.9, 0.018], 4), ([0.005, 0.02, 0.03], 1), ([0
 def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_values, kept):
     parts = [Comparison("", HOLDS, p=p) for p in p_values]
     monkeypatch.setattr(claims, "CLAIMS", {"1": ("", lambda runs: parts)})
-    assert re.search(rf"\b{kept} stay decided", claims.format_claims({}))
+    assert re.search(rf"\b{kept} of them stay", claims.format_claims({}))
 
 
 class AskedRuns(dict):
@@ -174,7 +174,7 @@ def test_claims_of_other_runs_are_written_beside_them(call, tmp_path):
     invent_run(tmp_path, RNN(5, optimizer="sgd", seed=5), 15)
     assert call(CLAIMS_SCRIPT, tmp_path)[::2] == (0, "")
     text = re.sub(" +", " ", (tmp_path / "claims.md").read_text(encoding="utf-8"))
-    assert "| 1 of 2 parts holds, 1 not measured | +34.80 points (+33.00 to +36.00) |" in text
+    assert "| 1 of 2 parts holds, 1 not measured | holds: +34.80 points (+33.00 to +36.00) |" in text
     untested = [number for number in claims.CLAIMS if number not in ("1", "5")]
     assert f"because runs are missing: {', '.join(untested)}." in text
     assert "- RNN, 5 hidden units, SGD, learning rate 1e-3: 5 in bf16 and 1 in fp32" in text

@@ -388,7 +388,7 @@ INTRO = """# The claims
 
 Three kinds of claims, tested by `python -m runs.reference.claims` on the runs in this folder. A claim has one or
 several parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless given),
-*does not hold* if it lies outside, and is *undecided* otherwise. The tables give the difference of the first part, in
+*does not hold* if it lies outside, and is *undecided* otherwise. The tables show the first part, with its difference in
 points (of test accuracy in percent) unless another unit is given; a decade is a factor of ten. All parts follow below.
 B is the initial bias of the gates (`--keep-bias`), and blank rows follow the digit. The numbers 7 and 14 are not used;
 18b, 19 and 20 were asked after seeing the runs."""
@@ -463,7 +463,8 @@ def format_claims(runs):
             continue
         tested += measured
         verdict = verdict_in_words([part.verdict for part in parts])
-        overview.setdefault(heading, []).append((number, sentence, verdict, result_in_words(measured[0])))
+        first_part = f"{measured[0].verdict}: {result_in_words(measured[0])}"
+        overview.setdefault(heading, []).append((number, sentence, verdict, first_part))
         rows = []
         for part in parts:
             seen_in = "" if part.total is None else f"{part.agreeing} of {part.total}"
@@ -475,9 +476,9 @@ def format_claims(runs):
         raise utils.InputError("no claim can be tested with these runs; see runs/reference/claims.md")
     kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
     counts = Counter(part.verdict for part in tested)
-    verdicts = f"{counts[HOLDS]} hold, {counts[FAILS]} do not, and {counts[UNDECIDED]} are undecided"
-    summary = f"Of {len(tested)} parts {verdicts}. Corrected for so many tests, {kept} stay decided."
-    columns = ("", "claim", "verdict", "difference of the first part (90 % interval)")
+    summary = f"Of {len(tested)} parts {counts[HOLDS]} hold, {counts[FAILS]} do not, {counts[UNDECIDED]} are undecided."
+    summary += f" If chance is allowed to explain 5 % of the decisions (see below), {kept} of them stay."
+    columns = ("", "claim", "verdict", "first part: difference (90 % interval)")
     summary += f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
     tables = [f"**{heading}**\n\n{utils.markdown_table(columns, rows)}" for heading, rows in overview.items()]
     return "\n\n".join([INTRO, summary, *tables, RULES, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
@@ -492,8 +493,7 @@ def main():
     args = parser.parse_args()
     real_runs = [run for run in visualize.find_runs(args.folder, args.data_dir) if not run.source_suffix]
     groups = visualize.group_runs(real_runs) if real_runs else []
-    text = format_claims({group.config: group.runs for group in groups})
-    visualize.save_outputs({"claims.md": text}, args.folder)
+    visualize.save_outputs({"claims.md": format_claims({group.config: group.runs for group in groups})}, args.folder)
 
 
 if __name__ == "__main__":
