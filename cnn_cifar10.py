@@ -137,7 +137,8 @@ def log_convolutions(run, model, data, epoch):
             if len(positive):
                 run.writer.add_histogram(f"{name}/positive_activations", positive, epoch)
             if layer.in_channels == 1:  # the first convolution
-                scaled = layer.weight / layer.weight.abs().amax((1, 2, 3), keepdim=True)  # one scale per kernel
+                largest = layer.weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+                scaled = layer.weight / largest  # one scale per kernel
                 grid = make_grid(scaled, padding=1, normalize=True, value_range=(-1, 1), pad_value=1)
                 run.writer.add_image(f"{name}/filters", F.interpolate(grid[None], scale_factor=10)[0], epoch)
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("layers.conv")}

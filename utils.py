@@ -792,7 +792,7 @@ def train_runs(configs, train, args):
             try:
                 runs[config] = train_run(config, train, args, wait)
             except Timeout:
-                print_once(f"{config.name}: waiting for the process that trains it")
+                print_once(f"{config.name}: another process trains it, so it is left for last")
                 continue
             except FAILURES as error:
                 failures[config], message = describe_error(error)

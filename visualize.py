@@ -624,13 +624,13 @@ def evolution(run):
     """Draw how the strongest reconstruction of some feature maps develops during training (Fig. 4)."""
     images = run.data.test.images
     layer = convolution_names(run.model)[-1]
-    maps = top_activations(run.model, images, layer, count=1).values[0].topk(8).indices.sort().values
     epochs = [epoch for epoch in (0, 1, 2, 5) if epoch in {0, *run.snapshot_epochs} and epoch < run.epoch]
     models = [run.model_after(epoch) for epoch in epochs] + [run.model]
     epochs.append(run.epoch)
+    tops = [top_activations(model, images, layer, count=1) for model in models]
+    maps = tops[-1].values[0].topk(8).indices.sort().values  # the most active ones of the trained network
     strongest = []
-    for model in models:
-        top = top_activations(model, images, layer, count=1)
+    for model, top in zip(models, tops, strict=True):
         strongest.append(top_patches(model, layer, images, top, maps)[0][:, 0])
     reconstructions = torch.stack(strongest)
     vectors = reconstructions.nan_to_num().flatten(2)

@@ -88,7 +88,7 @@ P_VALUES = [([0.005, 0.02, 0.015, 0.9, 0.018], 4), ([0.005, 0.02, 0.03], 1), ([0
 def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_values, kept):
     parts = [Comparison("", HOLDS, p=p) for p in p_values]
     monkeypatch.setattr(claims, "CLAIMS", {"1": ("", lambda runs: parts)})
-    assert re.search(rf"\b{kept} of them stay", claims.format_claims({}))
+    assert re.search(rf"\b{kept} of these decisions remain", claims.format_claims({}))
 
 
 class AskedRuns(dict):

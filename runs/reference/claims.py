@@ -477,7 +477,7 @@ def format_claims(runs):
     kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
     counts = Counter(part.verdict for part in tested)
     summary = f"Of {len(tested)} parts {counts[HOLDS]} hold, {counts[FAILS]} do not, {counts[UNDECIDED]} are undecided."
-    summary += f" If chance is allowed to explain 5 % of the decisions (see below), {kept} of them stay."
+    summary += f" After a correction for so many tests (see below), {kept} of these decisions remain."
     columns = ("", "claim", "verdict", "first part: difference (90 % interval)")
     summary += f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
     tables = [f"**{heading}**\n\n{utils.markdown_table(columns, rows)}" for heading, rows in overview.items()]
