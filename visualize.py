@@ -1280,12 +1280,9 @@ def compare_setting(groups, spec):
 
 def setting_comparisons():
     """Return compare_setting by name, for the settings whose values are comparable and that `memory` does not show."""
-    comparisons = {}
-    for config_class in CONFIGS.values():
-        for spec in config_class.specs():
-            if spec.name not in ("seed", "dataset", "rows_before", "rows_after", "keep_bias"):
-                comparisons[spec.name] = partial(compare_setting, spec=spec)
-    return comparisons
+    specs = [spec for config_class in CONFIGS.values() for spec in config_class.specs()]
+    not_shown = ("seed", "dataset", "rows_before", "rows_after", "keep_bias")
+    return {spec.name: partial(compare_setting, spec=spec) for spec in specs if spec.name not in not_shown}
 
 
 # Recurrent networks: what they learn and remember ---------------------------------------------------------------------
@@ -1298,30 +1295,36 @@ def bias_label(keep_bias):
     return "PyTorch's initialisation" if keep_bias is None else f"B = {format_number(keep_bias)}"
 
 
-def draw_memory(axes, groups, all_rows, biases):
-    """Draw a panel of compare_memory, dots in the order of B. all_rows, biases: the values in all panels."""
-    shown = {group.config.keep_bias for group in groups}
-    own_biases = [bias for bias in biases if bias in shown]
-    for bias, color in zip(biases, itertools.cycle(LINE_COLORS), strict=False):
-        means = {}  # by position
-        for group in groups:
-            if group.config.keep_bias == bias:
-                place = own_biases.index(bias) - (len(own_biases) - 1) / 2
-                x = group.config.rows_after + place * all_rows[-1] / 40
-                axes.plot([x] * len(group.runs), group.accuracies, "o", color=color, alpha=0.7, markersize=4)
-                means[x] = group.mean
-        kept = "" if bias is None else f": keeps {100 / (1 + math.exp(-bias)):.0f} % at first"
-        axes.plot(means.keys(), means.values(), color=color, label=bias_label(bias) + kept)
-    axes.plot([], [], "o", color="0.4", label="one seed (lines: means)")
+def draw_memory(axes, groups):
+    """Draw accuracies as a table: a column for each number of blank rows, a row for each initial bias."""
+    all_rows = sorted({group.config.rows_after for group in groups})
+    biases = sorted({group.config.keep_bias for group in groups}, key=lambda bias: (bias is not None, bias))
+    means = np.full((len(biases), len(all_rows)), math.nan)
+    texts = np.full(means.shape, "not run", dtype=object)
+    for group in groups:
+        cell = biases.index(group.config.keep_bias), all_rows.index(group.config.rows_after)
+        means[cell] = group.mean
+        texts[cell] = f"{group.mean:.2f} %"
+        if len(group.runs) > 1:
+            texts[cell] += f"\n{min(group.accuracies):.0f} to {max(group.accuracies):.0f}"
+    axes.imshow(means, cmap="Blues", vmin=0, vmax=150, aspect="auto")  # dark colours would hide numbers
+    for (row, column), text in np.ndenumerate(texts):
+        axes.text(column, row, text, ha="center", va="center", fontsize=8)
+    labels = []
+    for bias in biases:
+        kept = "" if bias is None else f"\n({100 / (1 + math.exp(-bias)):.0f} %)"
+        labels.append(textwrap.fill(bias_label(bias), 14) + kept)
+    axes.set_yticks(range(len(biases)), labels, fontsize=8)
+    axes.set_ylabel("initial bias (share of the\nstate that it keeps at first)")
+    axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows")
+    axes.plot([], [], " ", label="in a cell: mean test accuracy, and range of the seeds")
     if not groups[0].runs[0].source_suffix:
-        axes.axhline(MAJORITY_ACCURACY, color="0.4", linestyle=":", label='always answering "1"')
-    axes.set_xticks(all_rows)
-    axes.set(xlabel="blank rows", ylabel="test accuracy in %", ylim=(0, 102))
-    axes.set_xlim(-0.07 * all_rows[-1], 1.07 * all_rows[-1])
+        axes.plot([], [], " ", label=f'{MAJORITY_ACCURACY} %: always answering "1"')
+    axes.grid(visible=False)
 
 
 def compare_memory(groups):
-    """Draw test accuracy against the number of blank rows, a panel for each recurrent network and learning rate."""
+    """Draw test accuracy by number of blank rows and initial bias, a panel for each recurrent network."""
     members = {}  # groups by network: their Config without blank rows and without B
     for group in groups:
         if is_recurrent(group.runs[0]) and group.config.gates == "full" and not group.config.rows_before:
@@ -1335,19 +1338,16 @@ def compare_memory(groups):
         return None
     networks = [network for network in tried if len(tried[network]) >= min(most, 2)]  # one B says little beside several
     shown = [group for network in networks for group in members[network]]
-    all_rows = sorted({group.config.rows_after for group in shown})
-    biases = sorted({group.config.keep_bias for group in shown}, key=lambda bias: (bias is not None, bias))
-    rows_and_mean = attrgetter("config.rows_after", "mean")
+    last = max(group.config.rows_after for group in shown)
     labels, common = label_configs(networks)
     panels = []
     for label, network in zip(labels, networks, strict=True):
-        best = max(members[network], key=rows_and_mean)
+        best = max(members[network], key=attrgetter("config.rows_after", "mean"))
         result = f"best at {best.config.rows_after} rows: {bias_label(best.config.keep_bias)} ({best.mean:.2f} %)"
-        draw = partial(draw_memory, groups=members[network], all_rows=all_rows, biases=biases)
-        panels.append((f"{label or common}\n{result}", draw))
-    longest = sorted([group for group in shown if group.config.rows_after == all_rows[-1]], key=attrgetter("mean"))
+        panels.append((f"{label or common}\n{result}", partial(draw_memory, groups=members[network])))
+    longest = sorted([group for group in shown if group.config.rows_after == last], key=attrgetter("mean"))
     best_means = {group.config.network: f"{group.config.network} {group.mean:.2f} %" for group in longest}
-    title = f"With {all_rows[-1]} blank rows, the best initialisations give {', '.join(best_means.values())}"
+    title = f"With {last} blank rows, the best initialisations give {', '.join(best_means.values())}"
     return draw_panels("memory", shown, panels, f"{title} after epoch {shown[0].epoch}\n{common}", columns=2)
 
 
@@ -1417,10 +1417,10 @@ class Measurements:
         """Return the label with mean, range and number of the values."""
         values = list(self.values.values())
         if not values:
-            return f"{self.label} (not measured)"
+            return f"{self.label}: not measured"
         mean = f"{format_value(np.mean(values), unit)} {unit}".strip()
         spread = f"{format_value(min(values), unit)} to {format_value(max(values), unit)}, {len(values)} seeds"
-        return f"{self.label} {mean} ({spread if len(values) > 1 else 'one seed'})"
+        return f"{self.label}: {mean} ({spread if len(values) > 1 else 'one seed'})"
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,21 @@ P_VALUES = [([0.005, 0.02, 0.015, 0.9, 0.018], 4), ([0.005, 0.02, 0.03], 1), ([0
 @pytest.mark.parametrize(("p_values", "kept"), P_VALUES)
 def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_values, kept):
     parts = [Comparison("", HOLDS, p=p) for p in p_values]
-    monkeypatch.setattr(claims, "CLAIMS", {"1": ("", lambda runs: parts)})
+    monkeypatch.setattr(claims, "CLAIMS", {"1": claims.Claim("", "", lambda runs: parts)})
     assert re.search(rf"\b{kept} of these decisions remain", claims.format_claims({}))
+
+
+def test_the_first_tables_show_the_part_that_speaks_most_against_a_claim(monkeypatch):
+    first = Comparison("rises (first epoch: 1)", HOLDS, agreeing=5, total=6, p=0.01)
+    second = Comparison("A: 1 % (one seed) against B: 2 % (1 to 3, 3 seeds)", UNDECIDED, -1.0, "-1.00 points", p=0.2)
+    tests = {"1": lambda runs: [first], "2": lambda runs: [first, second]}
+    made_up = {number: claims.Claim("Our own", f"claim {number}", test) for number, test in tests.items()}
+    monkeypatch.setattr(claims, "CLAIMS", made_up)
+    table = re.sub(" +", " ", claims.format_claims({})).partition("**Our own**")[2].splitlines()
+    against = "A: 1 % against B: 2 % | -1.00 points (too few seeds for an interval)"
+    assert table[0] == " (holds: 1; holds in part: 2)"
+    assert table[4] == "| 1 | claim 1 | holds | rises | 5 of 6 runs |"
+    assert table[5] == f"| 2 | claim 2 | holds in part (1 of 2, 1 undecided) | {against} |"
 
 
 class AskedRuns(dict):
@@ -96,8 +109,8 @@ class AskedRuns(dict):
 
     def __init__(self, claims_by_number):
         self.asked = []
-        for _, test in claims_by_number.values():
-            list(test(self))
+        for claim in claims_by_number.values():
+            list(claim.test(self))
 
     def get(self, config, default):
         self.asked.append(config)
@@ -137,8 +150,8 @@ def as_claimed(config):
 # The verdicts on the parts of each claim if the accuracies are as claimed, and if they are the opposite (h: holds,
 # d: does not hold, u: undecided, n: not measured).
 VERDICTS = """1 hh dd / 2 hh dh / 3 hhh ddd / 4a hhhhh ddddd / 4b h h / 6 hhhhhh dddddd / 8 hhhh dddh / 10b hhhh dddd
-/ 1b hhd ddh / 11 uuhhh uuhhh / 12 hhhh dddd / 15b h d / 17 nhhhh ndddd / 18a hhhhhhh ddddddd / 18b hh dd
-/ P1 hhhhhh dhddhd / P2 hh hh / P3 hhhh dhdh / P4 hhhh dddd"""
+/ 1b hhd ddh / 11 uuhhh uuhhh / 12 hhhh dddd / 17 nhhhh ndddd / 18 hhhhhhhhh ddddddddd
+/ 21 hhhhhhhhhhhh dddddddddddd / P1 hhhhhh dhddhd / P2 hh hh / P3 hhhh dhdh / P4 hhhh dddd"""
 
 
 @pytest.mark.parametrize("is_opposite", [False, True])
@@ -149,16 +162,13 @@ def test_verdicts_follow_from_the_accuracies(tmp_path, is_opposite):
     runs = runs_in(tmp_path)
     for line in VERDICTS.split("/"):
         number, *expected = line.split()
-        _, test = claims.CLAIMS[number]
-        found = "".join(part.verdict[0] for part in test(runs))
+        found = "".join(part.verdict[0] for part in claims.CLAIMS[number].test(runs))
         assert (number, found) == (number, expected[is_opposite])
     assert {part.verdict for part in claims.more_epochs(runs)} == {HOLDS}
     if not is_opposite:  # of the constant gates with B = 2 and 4, the better one counts
-        text = re.sub(" +", " ", claims.ladder(runs))
-        assert "| constant gates | GRU 96.72 % (96.70 to 96.74, 5 seeds) | +1.70 points (+1.68 to +1.72) |" in text
-        assert (
-            "| GRU, B = 4: 87.72 % (87.70 to 87.74, 5 seeds) | +33.70 points (+33.68 to +33.72) | LSTM, B = 2:" in text
-        )
+        labels = " ".join(part.label for part in claims.constant_gates_between(runs))
+        assert "GRU, 56 blank rows after, keep bias 4, constant gates: 87.72 %" in labels
+        assert "LSTM, 56 blank rows after, keep bias 2, constant gates: 84.12 %" in labels
 
 
 CLAIMS_SCRIPT = SimpleNamespace(__name__="claims", main=claims.main)
@@ -174,10 +184,13 @@ def test_claims_of_other_runs_are_written_beside_them(call, tmp_path):
     invent_run(tmp_path, RNN(5, optimizer="sgd", seed=5), 15)
     assert call(CLAIMS_SCRIPT, tmp_path)[::2] == (0, "")
     text = re.sub(" +", " ", (tmp_path / "claims.md").read_text(encoding="utf-8"))
-    assert "| 1 of 2 parts holds, 1 not measured | holds: +34.80 points (+33.00 to +36.00) |" in text
+    measured = "RNN, 5 hidden units, Adam: 50.00 % against RNN, 5 hidden units, SGD: 15.20 %"
+    assert f"| holds in part (1 of 2, 1 not measured) | {measured} | +34.80 points (+33.00 to +36.00) |" in text
     untested = [number for number in claims.CLAIMS if number not in ("1", "5")]
     assert f"because runs are missing: {', '.join(untested)}." in text
-    assert "- RNN, 5 hidden units, SGD, learning rate 1e-3: 5 in bf16 and 1 in fp32" in text
+    assert (
+        "\nSettings whose runs differ in precision or device: RNN, 5 hidden units, SGD, learning rate 1e-3.\n" in text
+    )
 
 
 def test_what_is_shipped_follows_from_the_shipped_runs():

@@ -44,8 +44,8 @@ def test_an_invalid_command_line_is_refused_with_a_hint(script, flags, message, 
 def test_a_folder_that_cannot_be_written_is_named(train, tmp_path, flags):
     file = tmp_path / "file"
     file.write_text("mine")
-    flags = shlex.split(flags.format(file=file))
-    assert_refused(train("--runs-dir", tmp_path / "runs", *flags), f"error: {file}/")
+    outcome = train("--runs-dir", tmp_path / "runs", *shlex.split(flags.format(file=file)))
+    assert_refused(outcome, f"error: {file}/")
     assert file.read_text() == "mine"
 
 
@@ -71,9 +71,9 @@ def damage(path, kind):
     """Damage a checkpoint, or put something else in its place."""
     if kind == "cut off":
         path.write_bytes(path.read_bytes()[:-100])
-    elif kind == "code in a pickle":
+    elif kind == "pickle":
         path.write_bytes(pickle.dumps(Intruder(path.with_name("intruder"))))
-    elif kind == "code in an archive":
+    elif kind == "archive":
         torch.save({"state": Intruder(path.with_name("intruder"))}, path)
     elif kind == "list":
         torch.save([1, 2, 3], path)
@@ -86,9 +86,7 @@ def damage(path, kind):
 
 
 @pytest.mark.parametrize("script", [rnn_mnist, visualize])
-@pytest.mark.parametrize(
-    "kind", ["cut off", "code in a pickle", "code in an archive", "list", "no state", "other network"]
-)
+@pytest.mark.parametrize("kind", ["cut off", "pickle", "archive", "list", "no state", "other network"])
 def test_a_damaged_checkpoint_is_named_and_runs_no_code(script, kind, call, train, finished_run):
     path = finished_run / "checkpoint.pt"
     damage(path, kind)

@@ -105,10 +105,10 @@ def test_numbers_are_those_of_the_results_and_claims(path):
     tested = re.findall(rf"(\d+\.\d+) points (?:\| |\(){interval}", claims)
     known = {"%": means, "points": [difference for difference, _, _ in tested]}
     text = " ".join(TEXTS[path].split())
-    numbers = re.findall(r"(\d+\.\d+) (%|points)", text)
-    wrong = [
-        f"{number} {unit}" for number, unit in numbers if not any(rounds_to(exact, number) for exact in known[unit])
-    ]
+    wrong = []
+    for number, unit in re.findall(r"(\d+\.\d+) (%|points)", text):
+        if not any(rounds_to(exact, number) for exact in known[unit]):
+            wrong.append(f"{number} {unit}")
     for difference, low, high in re.findall(rf"(\d+\.\d+) points \({interval}\)", text):
         rounded = [difference, *sorted([low, high], key=float)]
         exact = [[first, *sorted(bounds, key=float)] for first, *bounds in tested]

@@ -6,9 +6,12 @@
 Each claim is one function. All settings are written out, so that no verdict depends on the scripts' defaults.
 """
 
+import itertools
 import math
-from collections import Counter
+import re
+from collections import Counter, namedtuple
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cnn_cifar10
@@ -38,6 +41,15 @@ SAME_WEIGHTS = ((GRU, 55), (LSTM, 64))  # units that give an RNN, or constant ga
 # Measuring and testing; runs is always a dict from a Config to its SavedRuns -----------------------------------------
 
 
+def short_label(config, other=None):
+    """Return a Config's network and those of its settings that are unusual or differ from another Config of it."""
+    is_cnn = config.script == CNN.script
+    usual = replace(CNN, dataset=config.dataset) if is_cnn else replace(RNN, cell=config.cell)
+    same_network = [other] if other and other.network == config.network else []
+    label = visualize.label_configs([config, usual, *same_network])[0][0]
+    return f"{config.network}, {label}" if label else config.network
+
+
 def measure(runs, config, label, function, *arguments):
     """Return the Measurements of function(run, *arguments), without the runs for which it is None."""
     values = {run.config.seed: function(run, *arguments) for run in runs.get(config, [])}
@@ -46,7 +58,7 @@ def measure(runs, config, label, function, *arguments):
 
 def accuracy(runs, config, label="", epoch=EPOCHS):
     """Return the Measurements of the test accuracy in percent after an epoch."""
-    return measure(runs, config, label or config.caption, SavedRun.test_accuracy, epoch)
+    return measure(runs, config, label or short_label(config), SavedRun.test_accuracy, epoch)
 
 
 def table_median(run, table, column, where):
@@ -74,9 +86,10 @@ def compare(first, second, paired=False, above=0, below=math.inf, unit="%"):
     """Test whether the difference of the means, first minus second, lies between above and below."""
     lower = visualize.compare(first, second, above, unit, paired)
     upper = visualize.compare(second, first, -below, unit, paired)
-    label = f"{first.summary(unit)} against {second.summary(unit)}{', paired' if paired else ''}"
+    label = lower.label
     if (above, below) != (0, math.inf):
-        label += f"; claimed: {above:g} to {below:g}".replace("inf", "∞")
+        claimed = f"{above:g} to {below:g}".replace(" to inf", " or more").replace("-inf to ", "at most ")
+        label += f"; claimed difference: {claimed}"
     if lower.verdict == UNMEASURED:
         return replace(lower, label=label)
     verdicts = (lower.verdict, upper.verdict)
@@ -87,16 +100,17 @@ def compare(first, second, paired=False, above=0, below=math.inf, unit="%"):
 
 def compare_accuracy(runs, first, second, above=0, below=math.inf):
     """Test the accuracies of two settings; runs of one seed are pairs if weights and order of images start the same."""
-    paired = visualize.starts_equal(first, second)
-    second_label = visualize.label_configs([first, second])[0][1] if first.network == second.network else second.caption
-    return compare(accuracy(runs, first), accuracy(runs, second, second_label), paired, above, below)
+    first_accuracy = accuracy(runs, first, short_label(first, second))
+    second_accuracy = accuracy(runs, second, short_label(second, first))
+    return compare(first_accuracy, second_accuracy, visualize.starts_equal(first, second), above, below)
 
 
 def compare_to_number(measurements, number, above=0, below=math.inf, unit="%"):
     """Test by sign flips whether the mean of Measurements minus a number lies between above and below."""
-    result = compare(measurements, Measurements("", dict.fromkeys(measurements.values, number)), True, above, below)
-    claimed = f"{'above' if below == math.inf else 'below'} {number} {unit}"
-    return replace(result, label=f"{measurements.summary(unit)}, claimed: {claimed}")
+    numbers = Measurements("", dict.fromkeys(measurements.values, number))
+    result = compare(measurements, numbers, True, above, below, unit)
+    claimed = f"claimed: {'above' if below == math.inf else 'below'} {number} {unit}"
+    return replace(result, label=f"{measurements.summary(unit)}; {claimed}")
 
 
 def count_rises(runs, configs, label, earliest, latest, last=EPOCHS):
@@ -106,14 +120,15 @@ def count_rises(runs, configs, label, earliest, latest, last=EPOCHS):
     for run in counted:
         above_chance = [row["epoch"] for row in run.history[:last] if row["test_accuracy"] > CHANCE_LEVEL]
         epochs.append(min(above_chance, default=math.inf))
-    total, count = len(epochs), sum(earliest <= epoch <= latest for epoch in epochs)
-    if not total:
+    if not epochs:
         return Comparison(label, UNMEASURED)
+    total = len(epochs)
+    count = sum(earliest <= epoch <= latest for epoch in epochs)
     p = sum(math.comb(total, more) for more in range(count, total + 1)) / 2**total
     opposite_p = sum(math.comb(total, fewer) for fewer in range(count + 1)) / 2**total
     verdict = HOLDS if p <= ALPHA else FAILS if opposite_p <= ALPHA else UNDECIDED
-    label += f" (first epoch: {', '.join(f'{epoch:g}' for epoch in epochs)})".replace("inf", "never")
-    return Comparison(label, verdict, agreeing=count, total=total, p=min(p, opposite_p))
+    found = ", ".join(f"{epoch:g}" for epoch in epochs).replace("inf", "never")
+    return Comparison(f"{label} (first epoch: {found})", verdict, agreeing=count, total=total, p=min(p, opposite_p))
 
 
 def benjamini_hochberg(p_values):
@@ -125,108 +140,112 @@ def benjamini_hochberg(p_values):
 
 # The claims ----------------------------------------------------------------------------------------------------------
 
-CLAIMS = {}  # by number: the sentence, and a function of the runs that yields a Comparison for each part
+Claim = namedtuple("Claim", "kind sentence test")  # test(runs): yields a Comparison for each part
+CLAIMS = {}  # by number
 
 
-def claim(number, sentence):
-    """Register the function that tests a claim, its main part first. Raises ValueError if the number is taken."""
+def register(kind, number, sentence):
+    """Return a decorator that registers the test of a claim."""
 
-    def register(test):
-        if number in CLAIMS:
-            raise ValueError(f"claim {number} is registered twice")
-        CLAIMS[number] = (sentence, test)
+    def decorate(test):
+        CLAIMS[number] = Claim(kind, sentence, test)
         return test
 
-    return register
+    return decorate
 
 
-@claim("1", "Adam beats SGD on both tasks, at the report's learning rates.")
+report_claim = partial(register, "The report's claims")
+question = partial(register, "Our further questions")
+prediction = partial(register, "Predictions made before the runs")
+
+
+@report_claim("1", "Adam beats SGD on both tasks, at the report's learning rates.")
 def adam_beats_sgd(runs):
     for config in (CNN, RNN_5):
         yield compare_accuracy(runs, config, replace(config, optimizer="sgd"))
 
 
-@claim("2", "For the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar (within 1 point).")
+@report_claim("2", "For the CNN a learning rate of 1e-4 is the best, and 1e-3 is similar (within 1 point).")
 def best_rate_of_cnn(runs):
     yield compare_accuracy(runs, CNN, replace(CNN, lr=1e-3))
     yield compare_accuracy(runs, CNN, replace(CNN, lr=1e-3), above=-1, below=1)
 
 
-@claim("3", "For the RNN with 5 units 1e-3 is the best learning rate of 1e-1, 1e-3, 1e-4 and 1e-5.")
+@report_claim("3", "For the RNN with 5 units 1e-3 is the best learning rate of 1e-1, 1e-3, 1e-4 and 1e-5.")
 def best_rate_of_rnn(runs):
     for lr in (1e-1, 1e-4, 1e-5):
         yield compare_accuracy(runs, RNN_5, replace(RNN_5, lr=lr))
 
 
-@claim("4a", "More hidden units give a higher accuracy, with every cell.")
+@report_claim("4a", "More hidden units give a higher accuracy, with every cell.")
 def more_units(runs):
     for config, more, fewer in ((RNN, 10, 5), (RNN, 20, 10), (RNN, 30, 20), (GRU, 30, 20), (LSTM, 30, 20)):
         yield compare_accuracy(runs, replace(config, hidden_size=more), replace(config, hidden_size=fewer))
 
 
-@claim("4b", "LSTMs with 20 and with 30 units are nearly identical (within 0.5 points).")
+@report_claim("4b", "LSTMs with 20 and with 30 units are nearly identical (within 0.5 points).")
 def sizes_of_lstm(runs):
     yield compare_accuracy(runs, LSTM, replace(LSTM, hidden_size=20), above=-0.5, below=0.5)
 
 
-@claim("5", "More epochs give a higher accuracy: ten give more than one and than five.")
+@report_claim("5", "More epochs give a higher accuracy: ten give more than one and than five.")
 def more_epochs(runs):
     settings = [CNN, replace(CNN, optimizer="sgd"), replace(CNN, lr=1e-3), CNN_MNIST, replace(RNN_5, optimizer="sgd")]
     settings += [replace(RNN_5, lr=lr) for lr in (1e-1, 1e-3, 1e-4, 1e-5)]
     sizes = ((RNN, 10), (RNN, 20), (RNN, 30), (GRU, 20), (GRU, 30), (LSTM, 20), (LSTM, 30))
     settings += [replace(config, hidden_size=size) for config, size in sizes]
     for config in settings:
-        late = accuracy(runs, config, f"{config.caption}, epoch {EPOCHS}")
+        late = accuracy(runs, config, f"{short_label(config)}, epoch {EPOCHS}")
         for epoch in (1, 5):
             yield compare(late, accuracy(runs, config, f"epoch {epoch}", epoch), paired=True)
 
 
-@claim("6", "GRU and LSTM beat plain RNNs with the same number of units and of weights.")
+@report_claim("6", "GRU and LSTM beat plain RNNs with the same number of units and of weights.")
 def gated_cells_win(runs):
     for config, same_weights in SAME_WEIGHTS:
         for size, plain_size in ((20, 20), (30, 30), (30, same_weights)):
             yield compare_accuracy(runs, replace(config, hidden_size=size), replace(RNN, hidden_size=plain_size))
 
 
-@claim("8", "On MNIST the CNN beats RNN, GRU and LSTM, and the GRU comes within 0.5 points of it.")
+@report_claim("8", "On MNIST the CNN beats RNN, GRU and LSTM, and the GRU comes within 0.5 points of it.")
 def cnn_beats_cells(runs):
     for config in (RNN, GRU, LSTM):
         yield compare_accuracy(runs, CNN_MNIST, config)
     yield compare_accuracy(runs, GRU, CNN_MNIST, above=-0.5, below=0.5)
 
 
-@claim("9", "Training makes the CNN's first kernels resemble Gabor functions (R² rises by over 0.1).")
+@report_claim("9", "Training makes the CNN's first kernels resemble Gabor functions (R² rises by over 0.1).")
 def kernels_resemble_gabor_functions(runs):
     for config in (CNN, replace(CNN, lr=1e-3), CNN_TUNED_SGD):
-        label = f"median R² of Gabor fits, {config.caption}, trained"
+        label = f"median R² of Gabor fits, {short_label(config)}, trained"
         trained = measure(runs, config, label, table_median, "gabor", "r2", {"kernels": "trained"})
         untrained = measure(runs, config, "untrained", table_median, "gabor", "r2", {"kernels": "untrained"})
         yield compare(trained, untrained, paired=True, above=0.1, unit="")
 
 
-@claim("10a", "Before training the gradient reaches further back in gated cells than in the plain RNN.")
+@report_claim("10a", "Before training the gradient reaches further back in gated cells than in the plain RNN.")
 def gradients_reach_further(runs):
     for config in (GRU, LSTM):
-        label = f"share of the gradient at the first row (log10): {config.network}"
+        label = f"log10 of the share of the gradient at the first row, {config.network}"
         gated = measure(runs, config, label, log_gradient, 0, True)
         yield compare(gated, measure(runs, RNN, "RNN", log_gradient, 0, True), unit="decades")
 
 
-@claim("10b", "Gated cells remember for longer: they beat the plain RNN with 28 and 56 blank rows.")
+@report_claim("10b", "Gated cells remember for longer: they beat the plain RNN with 28 and 56 blank rows.")
 def gated_cells_remember(runs):
     for rows in (28, 56):
         for config in (GRU, LSTM):
             yield compare_accuracy(runs, replace(config, rows_after=rows), replace(RNN, rows_after=rows))
 
 
-@claim("1b", "SGD with a rate tuned on test accuracy beats Adam at the report's rates and, for the CNN, at 1e-3.")
+@question("1b", "SGD with a rate tuned on test accuracy beats Adam at the report's rates and, for the CNN, at 1e-3.")
 def tuned_sgd_beats_adam(runs):
     yield compare_accuracy(runs, CNN_TUNED_SGD, CNN)
     yield compare_accuracy(runs, CNN_TUNED_SGD, replace(CNN, lr=1e-3))
     yield compare_accuracy(runs, replace(RNN, optimizer="sgd", lr=0.01), RNN)
 
 
-@claim("11", "B decides whether an LSTM learns with blank rows; without them it changes less than 1 point.")
+@question("11", "B decides whether an LSTM learns with blank rows; without them it changes less than 1 point.")
 def initial_bias_decides(runs):
     yield compare_accuracy(runs, replace(LSTM, rows_after=28, keep_bias=1.0), replace(LSTM, rows_after=28))
     yield compare_accuracy(runs, LSTM_56, replace(LSTM_56, keep_bias=1.0))
@@ -234,7 +253,7 @@ def initial_bias_decides(runs):
         yield compare_accuracy(runs, replace(LSTM, keep_bias=bias), replace(LSTM, keep_bias=other), above=-1, below=1)
 
 
-@claim("12", "The CNN loses more without fc1 (98.5 % of its weights) than without conv1 or conv2.")
+@question("12", "The CNN loses more without fc1 (98.5 % of its weights) than without conv1 or conv2.")
 def fc1_matters_most(runs):
     for lr in (1e-4, 1e-3):
         for layer in ("conv1", "conv2"):
@@ -247,7 +266,7 @@ def probe_accuracy(runs, layer, network="trained"):
     return measure(runs, CNN, f"{layer} ({network} network)", table_median, "layers", "accuracy", where)
 
 
-@claim("13", "A linear classifier is more accurate on each later layer, and on trained than on untrained layers.")
+@question("13", "A linear classifier is more accurate on each later layer, and on trained than on untrained layers.")
 def layers_become_readable(runs):
     for later, earlier in (("pool1", "pixels"), ("pool2", "pool1"), ("fc1", "pool2")):
         yield compare(probe_accuracy(runs, later), probe_accuracy(runs, earlier), paired=True)
@@ -255,31 +274,28 @@ def layers_become_readable(runs):
         yield compare(probe_accuracy(runs, layer), probe_accuracy(runs, layer, "untrained"), paired=True)
 
 
-@claim("16", "With blank rows and PyTorch's initialisation, most runs exceed chance within 30 epochs.")
+@question("16", "With blank rows and PyTorch's initialisation, most runs exceed chance within 30 epochs.")
 def most_runs_rise_above_chance(runs):
     for config, rows in ((GRU, 56), (LSTM, 28), (LSTM, 56), (RNN, 28), (RNN, 56)):
         rates = (1e-4, 1e-3, 3e-3) if config is RNN else (1e-3, 3e-3, 1e-2)
-        label = f"{config.network}, {rows} blank rows, learning rates {rates}: above chance within 30 epochs"
+        words = ", ".join(utils.format_number(lr) for lr in rates)
+        label = f"{config.network}, {rows} blank rows, learning rates {words}: above chance within 30 epochs"
         yield count_rises(runs, [replace(config, lr=lr, rows_after=rows) for lr in rates], label, 1, 30, last=30)
 
 
-@claim("17", "Without blank rows the GRU stays ahead after 50 epochs, and ahead of RNNs with other rates or B.")
+@question("17", "Without blank rows the GRU stays ahead after 50 epochs, and ahead of RNNs with other rates or B.")
 def gru_stays_ahead(runs):
-    yield compare(accuracy(runs, GRU, f"{GRU.caption}, epoch 50", 50), accuracy(runs, RNN, "RNN", 50))
+    yield compare(accuracy(runs, GRU, "GRU, epoch 50", 50), accuracy(runs, RNN, "RNN", 50))
     for lr, bias in ((3e-4, None), (3e-3, None), (1e-3, 3.0), (1e-3, 10.0)):
         yield compare_accuracy(runs, GRU, replace(RNN, lr=lr, keep_bias=bias))
 
 
-@claim("18a", "Permuting the pixels costs every network accuracy on MNIST, and the CNN stays ahead.")
+@question("18", "Permuting the pixels costs all networks accuracy, gated RNNs most, and the CNN stays ahead.")
 def permuting_costs_accuracy(runs):
     for config in (CNN_MNIST, RNN, GRU, LSTM):
         yield compare_accuracy(runs, config, replace(config, pixels="permuted"))
     for config in (RNN, GRU, LSTM):
         yield compare_accuracy(runs, replace(CNN_MNIST, pixels="permuted"), replace(config, pixels="permuted"))
-
-
-@claim("18b", "Permuting the pixels costs the GRU and the LSTM more than the plain RNN.")
-def permuting_costs_gated_cells_more(runs):
     losses = []
     for config in (RNN, GRU, LSTM):
         before, after = accuracy(runs, config).values, accuracy(runs, replace(config, pixels="permuted")).values
@@ -289,73 +305,22 @@ def permuting_costs_gated_cells_more(runs):
         yield compare(loss, losses[0], unit="points")
 
 
-@claim("19", "A larger gradient is not enough: RNNs with B = 10 have one, yet GRUs with B = 1 win.")
+@question("19", "A larger gradient is not enough: RNNs with B = 10 have one, yet GRUs with B = 1 win.")
 def gradient_is_not_enough(runs):
     gru = replace(GRU_56, keep_bias=1.0)
-    label = f"gradient at the digit (log10): {BEST_RNN_56.caption}"
-    plain = measure(runs, BEST_RNN_56, label, log_gradient, 27)
-    yield compare(plain, measure(runs, gru, gru.caption, log_gradient, 27), unit="decades")
+    plain = measure(runs, BEST_RNN_56, f"log10 of the gradient, {short_label(BEST_RNN_56)}", log_gradient, 27)
+    yield compare(plain, measure(runs, gru, short_label(gru), log_gradient, 27), unit="decades")
     yield compare_accuracy(runs, gru, BEST_RNN_56)
 
 
-@claim("20", "With 56 blank rows RNNs (B = 10) forget the digit; GRUs and LSTMs (B = 2) do not.")
+@question("20", "With 56 blank rows RNNs (B = 10) forget the digit; GRUs and LSTMs (B = 2) do not.")
 def plain_rnns_forget(runs):
     comparisons = [(BEST_RNN_56, 14, 28), (BEST_RNN_56, 28, 84), (GRU_56, 28, 14), (GRU_56, 84, 28)]
     for config, better, worse in [*comparisons, (LSTM_56, 28, 14), (LSTM_56, 84, 28)]:
-        label = f"digits recognised from the state, {config.caption}, after row {better}"
+        label = f"recognised from the state, {short_label(config)}, after row {better}"
         first = measure(runs, config, label, table_median, "reading", "known", {"rows": str(better)})
         second = measure(runs, config, f"row {worse}", table_median, "reading", "known", {"rows": str(worse)})
         yield compare(first, second, paired=True)
-
-
-@claim("15a", "A GRU with B = 2 ends above 97 % with 56 blank rows and is above chance after one epoch.")
-def gru_with_2_learns(runs):
-    yield compare_to_number(accuracy(runs, GRU_56), 97)
-    yield count_rises(runs, [GRU_56], f"{GRU_56.caption}: above chance after the first epoch", 1, 1)
-
-
-@claim("15b", "A GRU with B = 1 also ends above 97 % with 56 blank rows.")
-def gru_with_1_learns(runs):
-    yield compare_to_number(accuracy(runs, replace(GRU_56, keep_bias=1.0)), 97)
-
-
-@claim("15c", "A plain RNN with B = 3 is above chance by epoch 2 and ends above 85 % with 56 blank rows.")
-def plain_rnn_with_3_learns(runs):
-    for lr in (1e-3, 1e-4):
-        config = replace(RNN, lr=lr, rows_after=56, keep_bias=3.0)
-        yield count_rises(runs, [config], f"{config.caption}: above chance by epoch 2", 1, 2)
-        yield compare_to_number(accuracy(runs, config), 85)
-
-
-@claim("15d", "With 28 blank rows an LSTM with B = 0.5 stays at chance; with 56, B = 1.5 learns, but late.")
-def lstm_needs_more(runs):
-    stuck, late = replace(LSTM, rows_after=28, keep_bias=0.5), replace(LSTM_56, keep_bias=1.5)
-    yield count_rises(runs, [stuck], f"{stuck.caption}: above chance in no epoch", math.inf, math.inf)
-    yield compare_to_number(accuracy(runs, late), 97)
-    yield count_rises(runs, [late], f"{late.caption}: above chance after the first epoch", 2, EPOCHS)
-
-
-@claim("P1", "On ordinary MNIST constant gates end at least 1.5 points below full gates and at most 2.5 above the RNN.")
-def constant_gates_lose_the_lead(runs):
-    for config, same_weights in SAME_WEIGHTS:
-        constant = replace(config, gates="constant")
-        yield compare_accuracy(runs, config, constant, above=1.5)
-        yield compare_accuracy(runs, constant, RNN, above=-math.inf, below=2.5)
-        yield compare_accuracy(runs, config, replace(constant, hidden_size=same_weights))
-
-
-@claim("P2", "On ordinary MNIST, cells with input-only gates finish less than 1 point below full gates.")
-def input_gates_lose_little(runs):
-    for config in (GRU, LSTM):
-        yield compare_accuracy(runs, config, replace(config, gates="input"), above=-math.inf, below=1)
-
-
-@claim("P3", "With 56 blank rows, constant gates finish above the best plain RNN and below 92 %.")
-def constant_gates_between(runs):
-    for config in (GRU_56, LSTM_56):
-        constant = best_constant_gates(runs, config)
-        yield compare_accuracy(runs, constant, BEST_RNN_56)
-        yield compare_to_number(accuracy(runs, constant), 92, above=-math.inf, below=0)
 
 
 def best_constant_gates(runs, config):
@@ -365,7 +330,68 @@ def best_constant_gates(runs, config):
     return larger if result.difference is not None and result.difference > 0 else smaller
 
 
-@claim("P4", "With 56 blank rows, input-only gates finish above 93 % and below full gates.")
+@question(
+    "21",
+    "Constant gates beat plain RNNs, input-only gates beat these, and full gates beat all, also with 56 blank rows.",
+)
+def each_step_gains(runs):
+    for plain, cells in ((RNN, (GRU, LSTM)), (BEST_RNN_56, (GRU_56, LSTM_56))):
+        for full in cells:
+            constant = replace(full, gates="constant") if plain is RNN else best_constant_gates(runs, full)
+            input_only = replace(full, gates="input")
+            for better, worse in ((constant, plain), (input_only, constant), (full, input_only)):
+                yield compare_accuracy(runs, better, worse)
+
+
+@prediction("15a", "GRUs with B = 1 or 2 end above 97 % with 56 blank rows; B = 2 is above chance after one epoch.")
+def grus_learn(runs):
+    for bias in (1.0, 2.0):
+        yield compare_to_number(accuracy(runs, replace(GRU_56, keep_bias=bias)), 97)
+    yield count_rises(runs, [GRU_56], f"{short_label(GRU_56)}: above chance after the first epoch", 1, 1)
+
+
+@prediction("15b", "A plain RNN with B = 3 is above chance by epoch 2 and ends above 85 % with 56 blank rows.")
+def plain_rnn_with_3_learns(runs):
+    for lr in (1e-3, 1e-4):
+        config = replace(RNN, lr=lr, rows_after=56, keep_bias=3.0)
+        yield count_rises(runs, [config], f"{short_label(config)}: above chance by epoch 2", 1, 2)
+        yield compare_to_number(accuracy(runs, config), 85)
+
+
+@prediction("15c", "With 28 blank rows an LSTM with B = 0.5 stays at chance; with 56, B = 1.5 learns, but late.")
+def lstm_needs_more(runs):
+    stuck, late = replace(LSTM, rows_after=28, keep_bias=0.5), replace(LSTM_56, keep_bias=1.5)
+    yield count_rises(runs, [stuck], f"{short_label(stuck)}: above chance in no epoch", math.inf, math.inf)
+    yield compare_to_number(accuracy(runs, late), 97)
+    yield count_rises(runs, [late], f"{short_label(late)}: above chance after the first epoch", 2, EPOCHS)
+
+
+@prediction(
+    "P1", "On ordinary MNIST constant gates end at least 1.5 points below full gates and at most 2.5 above the RNN."
+)
+def constant_gates_lose_the_lead(runs):
+    for config, same_weights in SAME_WEIGHTS:
+        constant = replace(config, gates="constant")
+        yield compare_accuracy(runs, config, constant, above=1.5)
+        yield compare_accuracy(runs, constant, RNN, above=-math.inf, below=2.5)
+        yield compare_accuracy(runs, config, replace(constant, hidden_size=same_weights))
+
+
+@prediction("P2", "On ordinary MNIST, cells with input-only gates finish less than 1 point below full gates.")
+def input_gates_lose_little(runs):
+    for config in (GRU, LSTM):
+        yield compare_accuracy(runs, config, replace(config, gates="input"), above=-math.inf, below=1)
+
+
+@prediction("P3", "With 56 blank rows, constant gates finish above the best plain RNN and below 92 %.")
+def constant_gates_between(runs):
+    for config in (GRU_56, LSTM_56):
+        constant = best_constant_gates(runs, config)
+        yield compare_accuracy(runs, constant, BEST_RNN_56)
+        yield compare_to_number(accuracy(runs, constant), 92, above=-math.inf, below=0)
+
+
+@prediction("P4", "With 56 blank rows, input-only gates finish above 93 % and below full gates.")
 def input_gates_between(runs):
     for config in (GRU_56, LSTM_56):
         restricted = replace(config, gates="input")
@@ -373,115 +399,89 @@ def input_gates_between(runs):
         yield compare_accuracy(runs, config, restricted)
 
 
-@claim("P5", "A GRU's update gates keep more in the 56 blank rows than in rows 8 to 20 of the digit.")
+@prediction("P5", "A GRU's update gates keep more in the 56 blank rows than in rows 8 to 20 of the digit.")
 def update_gates_keep_more(runs):
     for config, epoch in ((GRU_56, EPOCHS), (replace(GRU, lr=3e-3, rows_after=56), 30)):
         for layer in (1, 2):
-            label = f"update gate of layer {layer}, blank rows minus rows 8 to 20, {config.caption}, epoch {epoch}"
+            label = f"update gate of layer {layer}, blank rows minus rows 8 to 20, {short_label(config)}, epoch {epoch}"
             yield compare_to_number(measure(runs, config, label, rise_of_update_gate, layer, epoch), 0, unit="points")
 
 
 # claims.md -----------------------------------------------------------------------------------------------------------
 
-HEADINGS = {"1": "The report's claims", "1b": "Our further questions", "15a": "Predictions made before the runs"}
+IN_PART = "holds in part"
 INTRO = """# The claims
 
-Three kinds of claims, tested by `python -m runs.reference.claims` on the runs in this folder. A claim has one or
-several parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless given),
-*does not hold* if it lies outside, and is *undecided* otherwise. The tables show the first part, with its difference in
-points (of test accuracy in percent) unless another unit is given; a decade is a factor of ten. All parts follow below.
-B is the initial bias of the gates (`--keep-bias`), and blank rows follow the digit. The numbers 7 and 14 are not used;
-18b, 19 and 20 were asked after seeing the runs."""
-RULES = f"""## How to read the details
+`python -m runs.reference.claims` writes this page from the runs in this folder; README.md says what follows. A part of
+a claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless given), *does not hold*
+if it lies outside, and is *undecided* otherwise. For each claim, the tables show the part that speaks most against it:
+one that does not hold or else one that is undecided or else the first. Percentages are test accuracies, and differences
+are the first value minus the second. Unless another setting is named, LeNet-5 has a learning rate of 1e-4, recurrent
+networks have 1e-3 and 30 units, and all learn with Adam. The keep bias, B, is the initial bias of the gates, and blank
+rows follow the digit."""
+DETAILS = """## All parts of the claims
 
-- Accuracies are test accuracies after epoch {EPOCHS} on the real data: mean (lowest to highest, number of seeds).
-- At first each step keeps sigmoid(B) of the state. Above chance means more than {CHANCE_LEVEL} %.
-- A permutation test compares two means. If runs of one seed start with the same weights and see the images in the same
-  order, they are paired, and the signs of their differences are flipped. Otherwise all values are shuffled. Where there
-  are more than {visualize.MAX_PERMUTATIONS:,} permutations, this many random ones are drawn instead.
-- The 90 % interval contains the differences that no one-sided test rejects at 5 %.
-- p is the smaller of two one-sided p-values: for the claim and for its opposite. "Seen in" counts the seeds, or runs,
-  for which the sentence is true. A sign test decides what most runs do; it needs at least five runs.
-- The correction keeps the false discovery rate below 5 % (Benjamini and Hochberg, 1995; p is doubled)."""
+Accuracies are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the
+sentence is true, and p is the smaller of two one-sided p-values: for the claim and for its opposite. A decade is a
+factor of ten. README.md explains the tests. Claims 19 to 21 and the last two parts of 18 were added after the runs; 7
+and 14 do not exist."""
 
 
-def verdict_in_words(verdicts):
-    """Return the verdict on a claim from the verdicts on its parts, such as '1 of 4 parts holds, 1 undecided'."""
-    total, holding = len(verdicts), verdicts.count(HOLDS)
-    if len(set(verdicts)) == 1:
-        return verdicts[0] + ("" if total == 1 else " (both parts)" if total == 2 else f" (all {total} parts)")
-    words = [f"{holding} of {total} parts {'holds' if holding == 1 else 'hold'}"]
-    words += [f"{verdicts.count(verdict)} {verdict}" for verdict in (UNDECIDED, UNMEASURED) if verdict in verdicts]
-    return ", ".join(words)
+def overview(kind, results):
+    """Return a table of the claims of a kind: each with its verdict, and the part that speaks most against it."""
+    rows = []
+    numbers = {}  # by verdict
+    for number, parts in results.items():
+        if CLAIMS[number].kind != kind:
+            continue
+        verdicts = [part.verdict for part in parts]
+        shown = min(parts, key=lambda part: (FAILS, UNDECIDED, HOLDS, UNMEASURED).index(part.verdict))
+        verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else shown.verdict
+        numbers.setdefault(verdict, []).append(number)
+        if len(parts) > 1:
+            counts = [f"{verdicts.count(HOLDS)} of {len(parts)}"]
+            counts += [f"{verdicts.count(other)} {other}" for other in (UNDECIDED, UNMEASURED) if other in verdicts]
+            verdict += f" ({', '.join(counts)})"
+        result = f"{shown.difference_text} ({shown.interval_text or 'too few seeds for an interval'})"
+        if shown.difference is None:
+            result = f"{shown.agreeing} of {shown.total} runs"
+        measured = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", shown.label)
+        rows.append((number, CLAIMS[number].sentence, verdict, measured, result))
+    columns = ("", "claim", "verdict (parts that hold)", "one part", "difference (90 % interval)")
+    ordered = [verdict for verdict in (HOLDS, IN_PART, UNDECIDED, FAILS) if verdict in numbers]
+    lists = "; ".join(f"{verdict}: {', '.join(numbers[verdict])}" for verdict in ordered)
+    return f"**{kind}** ({lists})\n\n{utils.markdown_table(columns, rows)}"
 
 
-def result_in_words(part):
-    """Return the difference of a part with its interval, or in how many runs it is seen."""
-    if part.difference is None:
-        return part.verdict if part.total is None else f"{part.agreeing} of {part.total} runs"
-    return f"{part.difference_text} ({part.interval_text or 'too few seeds for an interval'})"
-
-
-def pooled_precisions(runs):
-    """Return the settings whose runs differ in precision, as text."""
-    lines = ["## Settings that pool runs of different precision", ""]
-    for config, group in runs.items():
-        counts = Counter(run.conditions.precision for run in group)
-        if len(counts) > 1:
-            lines.append(f"- {config.caption}: {' and '.join(f'{counts[name]} in {name}' for name in sorted(counts))}")
-    return "\n".join(lines)
-
-
-def ladder(runs):
-    """Return the accuracies from the plain RNN to full gates, and by how much each row is above the one before."""
-    names = ("plain RNN", "constant gates", "gates that see only the input", "full gates")
-    text = ["## The ladder of gates", "With 56 blank rows, constant gates have B = 2 or 4, whichever is better."]
-    for task, plain, gated in (("ordinary MNIST", RNN, (GRU, LSTM)), ("56 blank rows", BEST_RNN_56, (GRU_56, LSTM_56))):
-        rows = [[name] for name in names]
-        for full in gated:
-            constant = replace(full, gates="constant") if plain is RNN else best_constant_gates(runs, full)
-            rungs = (plain, constant, replace(full, gates="input"), full)
-            for row, rung, rung_before in zip(rows, rungs, (None, *rungs), strict=False):
-                label = rung.network if rung.keep_bias is None else f"{rung.network}, B = {rung.keep_bias:g}:"
-                lead = result_in_words(compare_accuracy(runs, rung, rung_before)) if rung_before else ""
-                row += [accuracy(runs, rung, label).summary(), lead]
-        text.append(utils.markdown_table((task, "GRU", "above the row before", "LSTM", "above the row before"), rows))
-    return "\n\n".join(text)
+def details(number, parts):
+    """Return the table of a claim's parts, below its sentence."""
+    rows = []
+    for part in parts:
+        seen_in = "" if part.total is None else f"{part.agreeing} of {part.total}"
+        p = "" if part.p is None else "< 0.0001" if part.p < 1e-4 else f"{part.p:.4f}"
+        rows.append((part.label, part.difference_text, part.interval_text, seen_in, p, part.verdict))
+    columns = ("part", "difference", "90 % interval", "seen in", "p", "verdict")
+    return f"## {number}. {CLAIMS[number].sentence}\n\n{utils.markdown_table(columns, rows)}"
 
 
 def format_claims(runs):
     """Return the text of claims.md. Raises InputError if these runs test no claim."""
-    sections, untested, tested = [], [], []
-    overview = {}  # rows of the first tables, by heading
-    heading = ""
-    for number, (sentence, test) in CLAIMS.items():
-        heading = HEADINGS.get(number, heading)
-        parts = list(test(runs))
-        measured = [part for part in parts if part.verdict != UNMEASURED]
-        if not measured:
-            untested.append(number)
-            continue
-        tested += measured
-        verdict = verdict_in_words([part.verdict for part in parts])
-        first_part = f"{measured[0].verdict}: {result_in_words(measured[0])}"
-        overview.setdefault(heading, []).append((number, sentence, verdict, first_part))
-        rows = []
-        for part in parts:
-            seen_in = "" if part.total is None else f"{part.agreeing} of {part.total}"
-            p = "" if part.p is None else "< 0.0001" if part.p < 1e-4 else f"{part.p:.4f}"
-            rows.append((part.label, part.difference_text, part.interval_text, seen_in, p, part.verdict))
-        columns = ("part", "difference", "90 % interval", "seen in", "p", "verdict")
-        sections.append(f"## {number}. {sentence}\n\n{utils.markdown_table(columns, rows)}")
-    if not tested:
+    results = {number: list(claim.test(runs)) for number, claim in CLAIMS.items()}
+    untested = [number for number, parts in results.items() if {part.verdict for part in parts} == {UNMEASURED}]
+    results = {number: parts for number, parts in results.items() if number not in untested}
+    if not results:
         raise utils.InputError("no claim can be tested with these runs; see runs/reference/claims.md")
+    tested = [part for part in itertools.chain(*results.values()) if part.verdict != UNMEASURED]
     kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
     counts = Counter(part.verdict for part in tested)
     summary = f"Of {len(tested)} parts {counts[HOLDS]} hold, {counts[FAILS]} do not, {counts[UNDECIDED]} are undecided."
-    summary += f" After a correction for so many tests (see below), {kept} of these decisions remain."
-    columns = ("", "claim", "verdict", "first part: difference (90 % interval)")
+    summary += f" {kept} of these decisions remain after a correction for so many tests."
     summary += f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
-    tables = [f"**{heading}**\n\n{utils.markdown_table(columns, rows)}" for heading, rows in overview.items()]
-    return "\n\n".join([INTRO, summary, *tables, RULES, pooled_precisions(runs), ladder(runs), *sections]) + "\n"
+    tables = [overview(kind, results) for kind in dict.fromkeys(CLAIMS[number].kind for number in results)]
+    sections = [details(number, parts) for number, parts in results.items()]
+    pooled = [config.caption for config, group in runs.items() if visualize.pooled_conditions(group)]
+    pooling = f"Settings whose runs differ in precision or device: {'; '.join(pooled) or 'none'}."
+    return "\n\n".join([INTRO, summary, *tables, DETAILS, pooling, *sections]) + "\n"
 
 
 @utils.exit_with_status()
