@@ -99,7 +99,7 @@ def standard_cifar10():
 
 
 def standard_mnist():
-    normalize = transforms.Normalize((utils.DATASETS["mnist"].mean,), (utils.DATASETS["mnist"].std,))
+    normalize = transforms.Normalize((rnn_mnist.PIXEL_MEAN,), (rnn_mnist.PIXEL_STD,))
     transform = transforms.Compose([transforms.ToTensor(), normalize])
     return datasets.MNIST(ROOT / "data", train=True, transform=transform)
 
