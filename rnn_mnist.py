@@ -47,12 +47,13 @@ class Config(utils.Config):
         minimum=-100,
         maximum=100,
         prefix="_keep",
+        caption="B = {}",
         none_label="PyTorch's initialisation",
         help="initial bias B of the gates: at first each step keeps sigmoid(B) of the state",
     )
     gates: str = setting(
         "full",
-        choices=("full", "input", "constant"),
+        choices={"full": "full", "input": "input-only", "constant": "constant"},
         prefix="_gates-",
         caption="{} gates",
         help="what the gates of a GRU or LSTM see: full (input and state), input (input only) or constant (neither)",

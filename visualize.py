@@ -24,7 +24,7 @@ from collections import namedtuple
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -405,42 +405,42 @@ def filters(run):
     fig.colorbar(image, ax=axes_pair, label="weight (one scale per kernel)", ticks=[-1, 0, 1], shrink=0.6)
     norms = kernels["untrained"].flatten(1).norm(dim=1)
     changes = 100 * (kernels["trained"] - kernels["untrained"]).flatten(1).norm(dim=1) / norms
-    name = convolution_names(run.model)[0]
-    return titled(fig, f"Training changed the median kernel of {name} by {changes.median():.0f} % of its norm", run)
+    title = f"Training changed the median kernel of the first layer by {changes.median():.0f} % of its initial norm"
+    return titled(fig, title, run)
 
 
 @torch.inference_mode()
-def activation_statistics(model, images, batch_size=250):
-    """Return mean, standard deviation and share of zeros of every feature map, float64 (C,) by layer and name."""
-    totals = {}  # of the images' means, float64 (3, C)
+def measure_activations(run, batch_size=250):
+    """Return the rows of activations.csv: statistics of each feature map after ReLU over the test images."""
+    images = run.data.test.images
+    totals = {}  # sums of the images' means, float64 (3, maps), by layer
     for batch in images.split(batch_size):
-        outputs = model.outputs(batch)
-        for layer in convolution_names(model):
+        outputs = run.model.outputs(batch)
+        for layer in convolution_names(run.model):
             maps = F.relu(outputs[layer].float())
             means = [values.mean((2, 3)) for values in (maps, maps.square(), (maps == 0).float())]
             totals[layer] = totals.get(layer, 0) + torch.stack(means).double().sum(1)
-    statistics = {}
+    rows = []
     for layer, total in totals.items():
-        mean, square, zeros = (total / len(images)).numpy()
-        std = np.sqrt((square - mean**2).clip(min=0))
-        statistics[layer] = {"mean": mean, "standard deviation": std, "zeros in %": 100 * zeros}
-    return statistics
+        for number, (mean, square, zeros) in enumerate((total / len(images)).T.tolist()):
+            statistics = {"mean": mean, "std": math.sqrt(max(0, square - mean**2)), "zeros_percent": 100 * zeros}
+            rows.append({"epoch": run.epoch, "layer": layer, "feature_map": number, **statistics})
+    return rows
 
 
-def activations(run):
+def activations(run, rows):
     """Draw mean, standard deviation and share of zeros of each feature map over the test images."""
-    statistics = activation_statistics(run.model, run.data.test.images)
-    fig = Figure(figsize=(FIGURE_WIDTH, 2.4 * len(statistics)))
-    grid = fig.subplots(len(statistics), 3, squeeze=False)
-    for row, (layer, values_by_name) in zip(grid, statistics.items(), strict=True):
-        order = values_by_name["mean"].argsort()[::-1]
-        for axes, (name, values) in zip(row, values_by_name.items(), strict=True):
-            axes.bar(range(len(order)), values[order], color=AFTER_COLOR)
-            axes.set(title=f"{layer}: {name}", xlabel="feature maps, ranked by mean")
-    shares = [f"{values['zeros in %'].mean():.0f} % of {layer}'s" for layer, values in statistics.items()]
-    zeros = np.concatenate([values["zeros in %"] for values in statistics.values()])
-    dead = f"{(zeros > 99).sum()} of {len(zeros)} maps are over 99 % zero"
-    return titled(fig, f"ReLU sets {' and '.join(shares)} activations to zero; {dead}", run)
+    labels = {"mean": "mean", "std": "standard deviation", "zeros_percent": "zeros in %"}
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    fig = Figure(figsize=(FIGURE_WIDTH, 2.4 * len(layers)))
+    dead = []
+    for layer, panels in zip(layers, fig.subplots(len(layers), 3, squeeze=False), strict=True):
+        maps = sorted([row for row in rows if row["layer"] == layer], key=itemgetter("mean"), reverse=True)
+        for axes, (name, label) in zip(panels, labels.items(), strict=True):
+            axes.bar(range(len(maps)), [row[name] for row in maps], color=AFTER_COLOR)
+            axes.set(title=f"{layer} after ReLU: {label}", xlabel="feature maps, ranked by mean")
+        dead.append(f"{sum(row['zeros_percent'] > 99 for row in maps)} of {len(maps)} in {layer}")
+    return titled(fig, f"Dead feature maps (over 99 % zero on the test images): {' and '.join(dead)}", run)
 
 
 @torch.inference_mode()
@@ -688,8 +688,7 @@ def invariance(run, count=500):
         axes.set(xlabel=kind, ylabel="accuracy in %", ylim=(0, 100))
         axes.grid(alpha=0.3)
         messages.append(f"{min(accuracies):.0f} % ({kind.partition(' in ')[0]})")
-    title = f"Accuracy on {len(images):,} test images falls to as little as {', '.join(messages)}"
-    return titled(fig, title, run)
+    return titled(fig, f"Accuracy on {len(images):,} test images falls to as little as {', '.join(messages)}", run)
 
 
 @torch.inference_mode()
@@ -736,7 +735,7 @@ def occlusion(run, size=8, count=2):
         middle.set_title(f"probability of {name}")
         bar = fig.colorbar(right.imshow(predicted, cmap="tab10", vmin=-0.5, vmax=9.5), ax=right)
         bar.set_ticks(range(len(classes)), labels=classes)
-        right.set_title("predicted class")
+        right.set(title="predicted class", xlabel="centre of the square", ylabel="centre of the square")
     title = f"A gray {size} x {size} square changes the answer at {' and '.join(shares)} of its positions"
     return titled(fig, title, run)
 
@@ -830,8 +829,8 @@ def gabor(run, rows, count=8):
     labels = [f"{number}: R² {trained[number]:.2f}" for number in best]
     _, tops, _ = draw_mosaic(axes, strips, labels, columns=len(best), gap=1, room=1, vmin=-limit, vmax=limit)
     axes.set_yticks([top + kernels.shape[1] / 2 for top in tops], ["kernel", "fit", "residual"])
-    title = f"Gabor functions fit the kernels of {convolution_names(run.model)[0]} with a median R² of "
-    title += f"{np.median(trained):.2f} after training and {np.median(untrained):.2f} before"
+    title = f"Gabor functions fit the kernels of {convolution_names(run.model)[0]} (below: the {len(best)} best fits) "
+    title += f"with a median R² of {np.median(trained):.2f} after training and {np.median(untrained):.2f} before"
     return titled(fig, title, run)
 
 
@@ -898,16 +897,17 @@ def gradients(run, rows):
     fig = Figure(figsize=(FIGURE_WIDTH, 3.4))
     axes = fig.subplots()
     shade_blank_rows(axes, run.config, steps)
-    labels = {0: "untrained", 1: "epoch 1", run.epoch: f"epoch {run.epoch}"}  # the others have colours in between
-    colors = [BEFORE_COLOR, *matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(rows) - 1))]
-    for (epoch, norms), color in zip(norms_by_epoch.items(), colors, strict=True):
-        axes.semilogy(range(1, steps + 1), norms, color=color, label=labels.get(epoch))
+    colors = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, run.epoch), "viridis_r")
+    for epoch, norms in norms_by_epoch.items():
+        axes.semilogy(range(1, steps + 1), norms, color=colors.to_rgba(epoch))
+    fig.colorbar(colors, ax=axes, label="epoch (0: untrained)")
     axes.set(xlabel="rows read", ylabel="norm of the loss gradient")
     axes.grid(alpha=0.3)
-    fig.legend(loc="outside right center")
-    trained, untrained = [norms[0] / norms[-1] for norms in (norms_by_epoch[run.epoch], norms_by_epoch[0])]
-    title = f"The norm of the loss gradient at the first row is {trained:.2g} times that at the last row"
-    return titled(fig, f"{title} (before training: {untrained:.2g})", run)
+    if axes.patches:
+        axes.legend(loc="lower right")
+    untrained, trained = [norms[0] / norms[-1] for norms in (norms_by_epoch[0], norms_by_epoch[run.epoch])]
+    title = f"Before training, the loss gradient at the first row is {untrained:.2g} times that at the last row"
+    return titled(fig, f"{title}, afterwards {trained:.2g} times", run)
 
 
 @torch.inference_mode()
@@ -1065,11 +1065,10 @@ def gates(run, rows):
     kept = percents[:, names.index(keeping_gate), :, 0].mean(0)
     first = run.config.rows_before
     middle = kept[first + 7 : first + 20].mean()
-    title = f"The {keeping_gate} gates keep on average {middle:.0f} % of the state in rows 8 to 20"
     blank = np.delete(kept, range(first, steps - run.config.rows_after))
-    if blank.size:
-        title += f" of the digit and {blank.mean():.0f} % in the blank rows"
-    return titled(fig, title, run)
+    others = f"{blank.mean():.0f} % in the blank" if blank.size else f"{kept.min():.0f} to {kept.max():.0f} % in single"
+    title = f"The {keeping_gate} gates keep on average {middle:.0f} % of the state in rows 8 to 20 of the digit"
+    return titled(fig, f"{title} and {others} rows", run)
 
 
 # Comparing runs: grouping and labels ----------------------------------------------------------------------------------
@@ -1170,7 +1169,7 @@ def describe_best(groups, labels):
 
 MAX_PANELS = 24
 MAX_LINES = 6  # in a panel
-PLAIN_RNN = "plain RNN"  # its name in the picture of --gates
+MIN_RANGE = 5  # points; a smaller range would make small differences look large
 LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "#009E73")  # of Okabe and Ito
 
 
@@ -1215,10 +1214,9 @@ def compare_curves(groups):
     panels = []
     for script, config_class in CONFIGS.items():
         members = [group for group in groups if group.config.script == script]
-        counts = {}
-        for spec in config_class.specs():
-            counts[spec.name] = len({getattr(group.config, spec.name) for group in members})
-        for family in families_of(members, max(counts, key=counts.get)):
+        names = [spec.name for spec in config_class.specs()]
+        most_varied = max(names, key=lambda name: len({getattr(group.config, name) for group in members}))
+        for family in families_of(members, most_varied):
             for start in range(0, len(family), MAX_LINES):
                 shown = family[start : start + MAX_LINES]
                 labels, common = label_configs([group.config for group in shown])
@@ -1233,7 +1231,7 @@ def compare_curves(groups):
 def value_label(config, spec):
     """Return how pictures write a setting's value. A plain RNN beside others with --gates is named as such."""
     if spec.name == "gates" and config.cell == "rnn":
-        return PLAIN_RNN
+        return "plain RNN"
     return format_number(getattr(config, spec.name))
 
 
@@ -1250,12 +1248,15 @@ def draw_seeds(axes, groups, spec):
     axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0)
     axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
     axes.grid(visible=False, axis="x")
+    low, high = axes.get_ylim()
+    if high - low < MIN_RANGE:
+        axes.set_ylim((low + high - MIN_RANGE) / 2, (low + high + MIN_RANGE) / 2)
 
 
 def compare_setting(groups, spec):
     """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
     panels = []
-    leads = {}  # by the label of the best value: in each panel where it is best, its lead over the lowest, in points
+    largest = (-1.0, "")  # the largest difference in a panel, in points, and its description
     families = families_of(usual_groups(groups, spec.name), spec.name)
     for family in [family for family in families if len(family) > 1]:
         _, common = label_configs([group.config for group in family])
@@ -1263,18 +1264,14 @@ def compare_setting(groups, spec):
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         ranking = sorted(family, key=attrgetter("mean"), reverse=True)
-        means = [f"{value_label(group.config, spec)}: {group.mean:.2f} %" for group in ranking[:4]]
-        means = [text.replace(" ", "\xa0") for text in means]  # lines are broken only between them
+        means = [f"{value_label(group.config, spec)}: {group.mean:.2f} %".replace(" ", "\xa0") for group in ranking]
+        if len(means) > 4:
+            means[3:-1] = ["..."]
         panels.append((f"{common}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
-        best = ranking[0].config
-        label = spec.label(getattr(best, spec.name)) or best.network
-        label = PLAIN_RNN if value_label(best, spec) == PLAIN_RNN else label
-        leads.setdefault(label, []).append(ranking[0].mean - ranking[-1].mean)
+        largest = max(largest, (ranking[0].mean - ranking[-1].mean, f"{common} ({means[0]}, {means[-1]})"))
     if not panels:
         return None
-    label = max(leads, key=lambda label: len(leads[label]))
-    title = f"Highest test accuracy after epoch {groups[0].epoch}: {label} in {len(leads[label])} of {len(panels)}"
-    title += f" panels, up to {max(leads[label]):.2f} points above the lowest"
+    title = f"{spec.flag} has its largest effect after epoch {groups[0].epoch} in {largest[1]}"
     return draw_panels(spec.name, groups, panels, title)
 
 
@@ -1295,9 +1292,8 @@ def bias_label(keep_bias):
     return "PyTorch's initialisation" if keep_bias is None else f"B = {format_number(keep_bias)}"
 
 
-def draw_memory(axes, groups):
+def draw_memory(axes, groups, all_rows):
     """Draw accuracies as a table: a column for each number of blank rows, a row for each initial bias."""
-    all_rows = sorted({group.config.rows_after for group in groups})
     biases = sorted({group.config.keep_bias for group in groups}, key=lambda bias: (bias is not None, bias))
     means = np.full((len(biases), len(all_rows)), math.nan)
     texts = np.full(means.shape, "not run", dtype=object)
@@ -1338,17 +1334,22 @@ def compare_memory(groups):
         return None
     networks = [network for network in tried if len(tried[network]) >= min(most, 2)]  # one B says little beside several
     shown = [group for network in networks for group in members[network]]
-    last = max(group.config.rows_after for group in shown)
+    all_rows = sorted({group.config.rows_after for group in shown})
     labels, common = label_configs(networks)
     panels = []
     for label, network in zip(labels, networks, strict=True):
         best = max(members[network], key=attrgetter("config.rows_after", "mean"))
         result = f"best at {best.config.rows_after} rows: {bias_label(best.config.keep_bias)} ({best.mean:.2f} %)"
-        panels.append((f"{label or common}\n{result}", partial(draw_memory, groups=members[network])))
-    longest = sorted([group for group in shown if group.config.rows_after == last], key=attrgetter("mean"))
-    best_means = {group.config.network: f"{group.config.network} {group.mean:.2f} %" for group in longest}
-    title = f"With {last} blank rows, the best initialisations give {', '.join(best_means.values())}"
-    return draw_panels("memory", shown, panels, f"{title} after epoch {shown[0].epoch}\n{common}", columns=2)
+        panels.append(
+            (f"{label or common}\n{result}", partial(draw_memory, groups=members[network], all_rows=all_rows))
+        )
+    ranges = {}  # the means with the most blank rows, by the name of the network
+    for group in shown:
+        if group.config.rows_after == all_rows[-1]:
+            ranges.setdefault(group.config.network, []).append(group.mean)
+    texts = [f"{network} {min(means):.2f} to {max(means):.2f} %" for network, means in ranges.items()]
+    title = f"Accuracy with {all_rows[-1]} blank rows after epoch {shown[0].epoch}, from the worst to the best bias"
+    return draw_panels("memory", shown, panels, f"{title}:\n{', '.join(texts)}\n{common}", columns=2)
 
 
 # Statistics: the permutation test of the difference of two means ------------------------------------------------------
@@ -1504,7 +1505,7 @@ def compare_two_settings(groups):
         facts += [f"p = {p:.4f} (two-sided permutation test)", f"90 % interval {result.interval_text}"]
         verdict = "undecided, because the interval contains 0"
         if result.verdict == HOLDS:
-            verdict = f"{first.label} is better"
+            verdict = f"{first.label} is better, because the interval lies above 0"
     text = f"{result.label}: {', '.join(facts)}; {verdict}."
     pooled = pooled_conditions(groups[0].runs + groups[1].runs)
     return f"{text} The runs differ in {pooled}." if pooled else text
@@ -1536,7 +1537,7 @@ FIGURES = {
     "curves": FigureSpec(curves, fits=lambda run: True),
     "confusion": FigureSpec(confusion, fits=lambda run: True),
     "filters": FigureSpec(filters, has_convolutions),
-    "activations": FigureSpec(activations, has_convolutions),
+    "activations": FigureSpec(activations, has_convolutions, measure_activations),
     "layers": FigureSpec(layers, has_convolutions, measure_layers),
     "deconv": FigureSpec(deconv, has_convolutions),
     "evolution": FigureSpec(evolution, has_convolutions),
@@ -1705,11 +1706,9 @@ def parse_command_line():
     lines = [__doc__ or ""]
     for head, functions in (("Figures of one run:", draw_functions), ("\nFigures of several runs:", COMPARISONS)):
         lines.append(head)
-        names_by_doc = {}
         for name, draw in functions.items():
             doc = getattr(draw, "func", draw).__doc__ or " "  # func: of a partial function
-            names_by_doc.setdefault(doc.splitlines()[0], []).append(name)
-        lines += [f"    {' '.join(figure_names):14} {doc}" for doc, figure_names in names_by_doc.items()]
+            lines.append(f"    {name:14} {doc.splitlines()[0]}")
     parser = utils.Parser("\n".join(lines))
     flag = parser.add_argument
     flag("folders", nargs="+", type=utils.parse_folder, metavar="RUN", help="folder of a run, or of several runs")

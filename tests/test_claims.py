@@ -88,20 +88,22 @@ P_VALUES = [([0.005, 0.02, 0.015, 0.9, 0.018], 4), ([0.005, 0.02, 0.03], 1), ([0
 def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_values, kept):
     parts = [Comparison("", HOLDS, p=p) for p in p_values]
     monkeypatch.setattr(claims, "CLAIMS", {"1": claims.Claim("", "", lambda runs: parts)})
-    assert re.search(rf"\b{kept} of these decisions remain", claims.format_claims({}))
+    limit = max([p for p in p_values if p < 0.9][:kept], default=0)
+    assert f"the {kept} parts with p up to {limit:.4f} remain decided" in claims.format_claims({})
 
 
-def test_the_first_tables_show_the_part_that_speaks_most_against_a_claim(monkeypatch):
+def test_the_first_tables_show_a_part_with_each_verdict(monkeypatch):
     first = Comparison("rises (first epoch: 1)", HOLDS, agreeing=5, total=6, p=0.01)
-    second = Comparison("A: 1 % (one seed) against B: 2 % (1 to 3, 3 seeds)", UNDECIDED, -1.0, "-1.00 points", p=0.2)
+    second = Comparison(
+        "A: 1 % (one seed) against B: 2 % (1 to 3, 3 seeds)", UNDECIDED, interval_text="-2 to +1", p=0.2
+    )
     tests = {"1": lambda runs: [first], "2": lambda runs: [first, second]}
     made_up = {number: claims.Claim("Our own", f"claim {number}", test) for number, test in tests.items()}
     monkeypatch.setattr(claims, "CLAIMS", made_up)
     table = re.sub(" +", " ", claims.format_claims({})).partition("**Our own**")[2].splitlines()
-    against = "A: 1 % against B: 2 % | -1.00 points (too few seeds for an interval)"
+    both = "*holds* (1 of 2): rises<br>*undecided* (1 of 2): A: 1 % against B: 2 % (interval -2 to +1)"
     assert table[0] == " (holds: 1; holds in part: 2)"
-    assert table[4] == "| 1 | claim 1 | holds | rises | 5 of 6 runs |"
-    assert table[5] == f"| 2 | claim 2 | holds in part (1 of 2, 1 undecided) | {against} |"
+    assert table[4:6] == ["| 1 | claim 1 | holds | rises |", f"| 2 | claim 2 | holds in part | {both} |"]
 
 
 class AskedRuns(dict):
@@ -167,8 +169,8 @@ def test_verdicts_follow_from_the_accuracies(tmp_path, is_opposite):
     assert {part.verdict for part in claims.more_epochs(runs)} == {HOLDS}
     if not is_opposite:  # of the constant gates with B = 2 and 4, the better one counts
         labels = " ".join(part.label for part in claims.constant_gates_between(runs))
-        assert "GRU, 56 blank rows after, keep bias 4, constant gates: 87.72 %" in labels
-        assert "LSTM, 56 blank rows after, keep bias 2, constant gates: 84.12 %" in labels
+        assert "GRU, 56 blank rows after, B = 4, constant gates: 87.72 %" in labels
+        assert "LSTM, 56 blank rows after, B = 2, constant gates: 84.12 %" in labels
 
 
 CLAIMS_SCRIPT = SimpleNamespace(__name__="claims", main=claims.main)
@@ -184,10 +186,9 @@ def test_claims_of_other_runs_are_written_beside_them(call, tmp_path):
     invent_run(tmp_path, RNN(5, optimizer="sgd", seed=5), 15)
     assert call(CLAIMS_SCRIPT, tmp_path)[::2] == (0, "")
     text = re.sub(" +", " ", (tmp_path / "claims.md").read_text(encoding="utf-8"))
-    measured = "RNN, 5 hidden units, Adam: 50.00 % against RNN, 5 hidden units, SGD: 15.20 %"
-    assert f"| holds in part (1 of 2, 1 not measured) | {measured} | +34.80 points (+33.00 to +36.00) |" in text
-    untested = [number for number in claims.CLAIMS if number not in ("1", "5")]
-    assert f"because runs are missing: {', '.join(untested)}." in text
+    measured = "RNN, 5 hidden units, Adam: 50.00 % against SGD: 15.20 % (interval +33.00 to +36.00)"
+    assert f"<br>*holds* (1 of 2): {measured} |" in text
+    assert re.findall("^## (.*?)\\.", text, re.MULTILINE) == ["1", "5"], "the runs of other claims are missing"
     assert (
         "\nSettings whose runs differ in precision or device: RNN, 5 hidden units, SGD, learning rate 1e-3.\n" in text
     )

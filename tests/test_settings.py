@@ -121,7 +121,7 @@ def test_the_command_of_a_run_asks_for_its_experiment_alone(script, requested, t
         (
             RNN(cell="lstm", rows_after=28, keep_bias=0.0, gates="constant"),
             "lstm30_after28_keep0_gates-constant_adam_lr1e-3_seed0",
-            "LSTM, 30 hidden units, 28 blank rows after, keep bias 0, constant gates, Adam, learning rate 1e-3",
+            "LSTM, 30 hidden units, 28 blank rows after, B = 0, constant gates, Adam, learning rate 1e-3",
         ),
         (DropoutConfig(), RNN().name, RNN().caption),
         (

@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import rnn_mnist
+import utils
 import visualize
 from cnn_cifar10 import Config, LeNet5
 
@@ -73,11 +74,12 @@ def test_layer_features_are_the_pixels_and_the_rectified_outputs(lenet5):
 @torch.no_grad()
 def test_activation_statistics_agree_with_their_definitions(lenet5):
     images = random_images(30)
-    found = visualize.activation_statistics(lenet5, images, batch_size=7)["conv2"]
+    run = SimpleNamespace(model=lenet5, epoch=3, data=SimpleNamespace(test=utils.Split(images, None)))
+    rows = visualize.measure_activations(run, batch_size=7)
     maps = F.relu(lenet5.outputs(images)["conv2"]).double()
-    np.testing.assert_allclose(found["mean"], maps.mean((0, 2, 3)), rtol=1e-4)
-    np.testing.assert_allclose(found["standard deviation"], maps.std((0, 2, 3), correction=0), rtol=1e-4)
-    np.testing.assert_allclose(found["zeros in %"], 100 * (maps == 0).double().mean((0, 2, 3)), rtol=1e-4)
+    found = np.array([[row["mean"], row["std"], row["zeros_percent"]] for row in rows if row["layer"] == "conv2"])
+    expected = [maps.mean((0, 2, 3)), maps.std((0, 2, 3), correction=0), 100 * (maps == 0).double().mean((0, 2, 3))]
+    np.testing.assert_allclose(found, torch.stack(expected, dim=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", SIZES)

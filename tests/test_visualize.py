@@ -200,27 +200,21 @@ class MadeUp:
         untrained = torch.tensor([[[0.3, 0.0], [0.0, 0.4]], [[0.5, 0.0], [0.0, 0.0]], [[0.2, 0.0], [0.0, 0.1]]])
         trained = torch.tensor([[[-0.6, 0.0], [0.0, -0.8]], [[0.42, 0.0], [0.0, 0.56]], [[0.2, 0.0], [0.0, 0.104]]])
         self.replace(first_kernels={"untrained": untrained, "trained": trained}.get)
-        title = "Training changed the median kernel of conv1 by 113 % of its norm"
+        title = "Training changed the median kernel of the first layer by 113 % of its initial norm"
         shown = {"limits": [-1, 1], "texts": ["0", "1", "2"]}
         before = {"title": "untrained", "values": [0.75, 0, 1, 0.5]} | shown
         after = {"title": "trained", "values": [-0.75, 0, 0.75, 1, -1, 0.52]} | shown
         return stand_in(), title, {0: before, 1: after, 2: {"ylabel": "weight (one scale per kernel)"}}
 
     def activations(self):
-        names = ("mean", "standard deviation", "zeros in %")
-        conv1 = dict(zip(names, np.array([[0.1, 0.5], [0.03, 0.2], [60, 20]]), strict=True))
-        conv2 = dict(zip(names, np.array([[0.7, 0, 0.9], [0.15, 0, 0.4], [50, 100, 75]]), strict=True))
-
-        def activation_statistics(model, images):
-            assert (model, images is TEST.images) == ("trained", True)
-            return {"conv1": conv1, "conv2": conv2}
-
-        self.replace(activation_statistics=activation_statistics)
-        title = "ReLU sets 40 % of conv1's and 75 % of conv2's activations to zero; 1 of 5 maps are over 99 % zero"
-        axes = {0: {"title": "conv1: mean", "bars": [0.5, 0.1], "xlabel": "feature maps, ranked by mean"}}
-        axes[1] = {"title": "conv1: standard deviation", "bars": [0.2, 0.03]}
-        axes[5] = {"title": "conv2: zeros in %", "bars": [75, 50, 100]}
-        return stand_in(), title, axes
+        maps = {"conv1": [[0.5, 0.5], [0.2, -1]], "conv2": [[0.7, -1], [0, 0], [0.9, 0.5]]}
+        model = SimpleNamespace(outputs=lambda x: {n: torch.tensor([m] * len(x))[:, :, None] for n, m in maps.items()})
+        title = "Dead feature maps (over 99 % zero on the test images): 0 of 2 in conv1 and 1 of 3 in conv2"
+        axes = {0: {"title": "conv1 after ReLU: mean", "bars": [0.5, 0.1], "xlabel": "feature maps, ranked by mean"}}
+        axes[1] = {"title": "conv1 after ReLU: standard deviation", "bars": [0, 0.1]}
+        axes[5] = {"title": "conv2 after ReLU: zeros in %", "bars": [0, 50, 100]}
+        table = "epoch,layer,feature_map,mean,std,zeros_percent\n4,conv1,0,0.5,0,0\n4,conv1,1,0.1,0.1,50\n"
+        return stand_in(model=model), title, axes, table
 
     def layers(self):
         def layer_features(model, images):
@@ -334,7 +328,8 @@ class MadeUp:
             return 0.8 * kernels, r2, 100 * r2, r2 / 2
 
         self.replace(first_kernels={"trained": trained, "untrained": untrained}.get, fit_gabor=fit_gabor)
-        title = "Gabor functions fit the kernels of conv1 with a median R² of 0.70 after training and 0.20 before"
+        title = "Gabor functions fit the kernels of conv1 (below: the 3 best fits) with a median R² of 0.70 after "
+        title += "training and 0.20 before"
         shown = {"texts": ["1: R² 0.90", "2: R² 0.70", "0: R² 0.50"], "limits": [-0.9, 0.9]}
         shown["values"] = [0.9, 0, 0.7, 0.5, 0.72, 0.56, 0.4, 0.18, 0.14, 0.1]
         shown["yticks"] = {"kernel": 2.5, "fit": 5.5, "residual": 8.5}
@@ -351,15 +346,15 @@ class MadeUp:
             return torch.tensor([{0: 0.05, 1: 0.6, 3: 0.7, 4: 2.6}[EPOCHS[model]], 2, 3, 4, 10])
 
         self.replace(gradient_norms=gradient_norms)
-        title = "The norm of the loss gradient at the first row is 0.26 times that at the last row"
-        title += " (before training: 0.005)"
-        shades = [to_hex(shade) for shade in matplotlib.colormaps["viridis"]([0, 0.425, 0.85])]
-        lines = {"untrained": (BEFORE, [0.05, 2, 3, 4, 10]), "epoch 1": (shades[0], [0.6, 2, 3, 4, 10])}
-        lines |= {"_child4": (shades[1], [0.7, 2, 3, 4, 10]), "epoch 4": (shades[2], [2.6, 2, 3, 4, 10])}
+        title = "Before training, the loss gradient at the first row is 0.005 times that at the last row, afterwards"
+        shades = [to_hex(shade) for shade in matplotlib.colormaps["viridis_r"]([0, 0.25, 0.75, 1.0])]
+        norms = [[first, 2, 3, 4, 10] for first in (0.05, 0.6, 0.7, 2.6)]
+        lines = {f"_child{number}": line for number, line in enumerate(zip(shades, norms, strict=True), start=2)}
         shown = {"lines": lines, "x": [[1, 2, 3, 4, 5]] * 4, "spans": [(BLANK, 0.5, 1.5), (BLANK, 4.5, 5.5)]}
         shown |= {"xlabel": "rows read", "ylabel": "norm of the loss gradient"}
         run = stand_in(rnn_mnist.Config(rows_before=1, rows_after=1))
-        return run, title, {0: shown}, "epoch,1,2,3,4,5\n0,0.05,2,3,4,10\n1,0.6,2,3,4,10\n3,0.7,2,3,4,10\n4,2.6,"
+        table = "epoch,1,2,3,4,5\n0,0.05,2,3,4,10\n1,0.6,2,3,4,10\n3,0.7,2,3,4,10\n4,2.6,"
+        return run, f"{title} 0.26 times", {0: shown, 1: {"ylabel": "epoch (0: untrained)"}}, table
 
     def reading(self):
         """The network recognises the first 100 images after one row, the first 331 after two, and so on."""
@@ -429,9 +424,8 @@ class MadeUp:
         run = stand_in(rnn_mnist.Config(cell=cell, rows_before=blank_rows, rows_after=blank_rows), model=model)
         level = levels[1, names[0]][0] / 100
         table = f"epoch,layer,gate,row,mean,low,high\n4,1,{names[0]},1,{level:g},{level - 0.08:g},{level + 0.08:g}\n"
-        title = f"The {names[1]} gates keep on average 55 % of the state in rows 8 to 20"
-        if blank_rows:
-            title += " of the digit and 76 % in the blank rows"
+        title = f"The {names[1]} gates keep on average 55 % of the state in rows 8 to 20 of the digit and "
+        title += "76 % in the blank rows" if blank_rows else "25 to 67 % in single rows"
         return run, title, axes, table
 
 

@@ -1,12 +1,9 @@
 """Test the claims of the reference report, and our own, on trained runs.
 
-    python -m runs.reference.claims             test the shipped runs and write runs/reference/claims.md
-    python -m runs.reference.claims FOLDER      test the runs in FOLDER and write FOLDER/claims.md
-
-Each claim is one function. All settings are written out, so that no verdict depends on the scripts' defaults.
+python -m runs.reference.claims             test the shipped runs and write runs/reference/claims.md
+python -m runs.reference.claims FOLDER      test the runs in FOLDER and write FOLDER/claims.md
 """
 
-import itertools
 import math
 import re
 from collections import Counter, namedtuple
@@ -86,23 +83,22 @@ def compare(first, second, paired=False, above=0, below=math.inf, unit="%"):
     """Test whether the difference of the means, first minus second, lies between above and below."""
     lower = visualize.compare(first, second, above, unit, paired)
     upper = visualize.compare(second, first, -below, unit, paired)
-    label = lower.label
     if (above, below) != (0, math.inf):
         claimed = f"{above:g} to {below:g}".replace(" to inf", " or more").replace("-inf to ", "at most ")
-        label += f"; claimed difference: {claimed}"
+        lower = replace(lower, label=f"{lower.label}; claimed difference: {claimed}")
     if lower.verdict == UNMEASURED:
-        return replace(lower, label=label)
+        return lower
     verdicts = (lower.verdict, upper.verdict)
     verdict = FAILS if FAILS in verdicts else UNDECIDED if UNDECIDED in verdicts else HOLDS
     agreeing = lower.agreeing + upper.agreeing - lower.total
-    return replace(lower, label=label, verdict=verdict, agreeing=agreeing, p=max(lower.p, upper.p))
+    return replace(lower, verdict=verdict, agreeing=agreeing, p=max(lower.p, upper.p))
 
 
 def compare_accuracy(runs, first, second, above=0, below=math.inf):
     """Test the accuracies of two settings; runs of one seed are pairs if weights and order of images start the same."""
-    first_accuracy = accuracy(runs, first, short_label(first, second))
-    second_accuracy = accuracy(runs, second, short_label(second, first))
-    return compare(first_accuracy, second_accuracy, visualize.starts_equal(first, second), above, below)
+    second_label = visualize.label_configs([first, second])[0][1] if first.network == second.network else ""
+    values = accuracy(runs, first, short_label(first, second)), accuracy(runs, second, second_label)
+    return compare(*values, visualize.starts_equal(first, second), above, below)
 
 
 def compare_to_number(measurements, number, above=0, below=math.inf, unit="%"):
@@ -128,17 +124,18 @@ def count_rises(runs, configs, label, earliest, latest, last=EPOCHS):
     opposite_p = sum(math.comb(total, fewer) for fewer in range(count + 1)) / 2**total
     verdict = HOLDS if p <= ALPHA else FAILS if opposite_p <= ALPHA else UNDECIDED
     found = ", ".join(f"{epoch:g}" for epoch in epochs).replace("inf", "never")
-    return Comparison(f"{label} (first epoch: {found})", verdict, agreeing=count, total=total, p=min(p, opposite_p))
+    label += f" in {count} of {total} runs (first epoch: {found})"
+    return Comparison(label, verdict, agreeing=count, total=total, p=min(p, opposite_p))
 
 
 def benjamini_hochberg(p_values):
-    """Return how many p-values stay significant if the false discovery rate is at most ALPHA (1995)."""
+    """Return the largest p-value that stays significant if the false discovery rate is at most ALPHA (1995), or 0."""
     ordered = np.sort(p_values)
-    passing = np.flatnonzero(ordered <= ALPHA * np.arange(1, len(ordered) + 1) / len(ordered))
-    return int(passing[-1]) + 1 if len(passing) else 0
+    passing = ordered[ordered <= ALPHA * np.arange(1, len(ordered) + 1) / len(ordered)]
+    return passing[-1] if len(passing) else 0
 
 
-# The claims ----------------------------------------------------------------------------------------------------------
+# The claims, a function each. All settings are written out, so that no default changes a verdict ---------------------
 
 Claim = namedtuple("Claim", "kind sentence test")  # test(runs): yields a Comparison for each part
 CLAIMS = {}  # by number
@@ -278,8 +275,9 @@ def layers_become_readable(runs):
 def most_runs_rise_above_chance(runs):
     for config, rows in ((GRU, 56), (LSTM, 28), (LSTM, 56), (RNN, 28), (RNN, 56)):
         rates = (1e-4, 1e-3, 3e-3) if config is RNN else (1e-3, 3e-3, 1e-2)
-        words = ", ".join(utils.format_number(lr) for lr in rates)
-        label = f"{config.network}, {rows} blank rows, learning rates {words}: above chance within 30 epochs"
+        label = (
+            f"{config.network}, {rows} blank rows, learning rates {rates[0]} to {rates[2]}: above chance in 30 epochs"
+        )
         yield count_rises(runs, [replace(config, lr=lr, rows_after=rows) for lr in rates], label, 1, 30, last=30)
 
 
@@ -360,7 +358,8 @@ def plain_rnn_with_3_learns(runs):
 
 @prediction("15c", "With 28 blank rows an LSTM with B = 0.5 stays at chance; with 56, B = 1.5 learns, but late.")
 def lstm_needs_more(runs):
-    stuck, late = replace(LSTM, rows_after=28, keep_bias=0.5), replace(LSTM_56, keep_bias=1.5)
+    stuck = replace(LSTM, rows_after=28, keep_bias=0.5)
+    late = replace(LSTM_56, keep_bias=1.5)
     yield count_rises(runs, [stuck], f"{short_label(stuck)}: above chance in no epoch", math.inf, math.inf)
     yield compare_to_number(accuracy(runs, late), 97)
     yield count_rises(runs, [late], f"{short_label(late)}: above chance after the first epoch", 2, EPOCHS)
@@ -412,45 +411,48 @@ def update_gates_keep_more(runs):
 IN_PART = "holds in part"
 INTRO = """# The claims
 
-`python -m runs.reference.claims` writes this page from the runs in this folder; README.md says what follows. A part of
-a claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless given), *does not hold*
-if it lies outside, and is *undecided* otherwise. For each claim, the tables show the part that speaks most against it:
-one that does not hold or else one that is undecided or else the first. Percentages are test accuracies, and differences
-are the first value minus the second. Unless another setting is named, LeNet-5 has a learning rate of 1e-4, recurrent
-networks have 1e-3 and 30 units, and all learn with Adam. The keep bias, B, is the initial bias of the gates, and blank
-rows follow the digit."""
+`python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it. A part of a
+claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated otherwise), *does
+not hold* if it lies outside, and is *undecided* otherwise. The evidence is the first part with each verdict: two test
+accuracies, and the interval of the first minus the second. Unless another setting is named, LeNet-5 learns with Adam
+at a rate of 1e-4; recurrent networks have 30 units and learn with Adam at 1e-3. Blank rows follow the digit."""
 DETAILS = """## All parts of the claims
 
-Accuracies are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the
-sentence is true, and p is the smaller of two one-sided p-values: for the claim and for its opposite. A decade is a
-factor of ten. README.md explains the tests. Claims 19 to 21 and the last two parts of 18 were added after the runs; 7
-and 14 do not exist."""
+Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
+is true; p is the smaller of two one-sided p-values: for the claim and for its opposite. A decade is a factor of ten."""
+
+
+def verdict_on_claim(verdicts):
+    """Return the verdict on a claim from the verdicts on its parts."""
+    if HOLDS in verdicts:
+        return HOLDS if set(verdicts) == {HOLDS} else IN_PART
+    return FAILS if FAILS in verdicts else UNDECIDED
+
+
+def describe_evidence(parts):
+    """Return the first part with each verdict in words, without ranges and numbers of seeds."""
+    texts = []
+    verdicts = [part.verdict for part in parts]
+    for verdict in dict.fromkeys(verdicts):
+        part = parts[verdicts.index(verdict)]
+        label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", part.label)
+        interval = f" (interval {part.interval_text})" if part.interval_text else ""
+        prefix = f"*{verdict}* ({verdicts.count(verdict)} of {len(parts)}): " if set(verdicts) != {verdict} else ""
+        texts.append(f"{prefix}{label}{interval}")
+    return "<br>".join(texts)
 
 
 def overview(kind, results):
-    """Return a table of the claims of a kind: each with its verdict, and the part that speaks most against it."""
+    """Return a table of the claims of a kind, with their verdicts and evidence."""
     rows = []
-    numbers = {}  # by verdict
+    numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
-        if CLAIMS[number].kind != kind:
-            continue
-        verdicts = [part.verdict for part in parts]
-        shown = min(parts, key=lambda part: (FAILS, UNDECIDED, HOLDS, UNMEASURED).index(part.verdict))
-        verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else shown.verdict
-        numbers.setdefault(verdict, []).append(number)
-        if len(parts) > 1:
-            counts = [f"{verdicts.count(HOLDS)} of {len(parts)}"]
-            counts += [f"{verdicts.count(other)} {other}" for other in (UNDECIDED, UNMEASURED) if other in verdicts]
-            verdict += f" ({', '.join(counts)})"
-        result = f"{shown.difference_text} ({shown.interval_text or 'too few seeds for an interval'})"
-        if shown.difference is None:
-            result = f"{shown.agreeing} of {shown.total} runs"
-        measured = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", shown.label)
-        rows.append((number, CLAIMS[number].sentence, verdict, measured, result))
-    columns = ("", "claim", "verdict (parts that hold)", "one part", "difference (90 % interval)")
-    ordered = [verdict for verdict in (HOLDS, IN_PART, UNDECIDED, FAILS) if verdict in numbers]
-    lists = "; ".join(f"{verdict}: {', '.join(numbers[verdict])}" for verdict in ordered)
-    return f"**{kind}** ({lists})\n\n{utils.markdown_table(columns, rows)}"
+        if CLAIMS[number].kind == kind:
+            verdict = verdict_on_claim([part.verdict for part in parts])
+            numbers[verdict].append(number)
+            rows.append((number, CLAIMS[number].sentence, verdict, describe_evidence(parts)))
+    lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
+    return f"**{kind}** ({'; '.join(lists)})\n\n{utils.markdown_table(('', 'claim', 'verdict', 'evidence'), rows)}"
 
 
 def details(number, parts):
@@ -467,21 +469,20 @@ def details(number, parts):
 def format_claims(runs):
     """Return the text of claims.md. Raises InputError if these runs test no claim."""
     results = {number: list(claim.test(runs)) for number, claim in CLAIMS.items()}
-    untested = [number for number, parts in results.items() if {part.verdict for part in parts} == {UNMEASURED}]
-    results = {number: parts for number, parts in results.items() if number not in untested}
+    results = {number: parts for number, parts in results.items() if {part.verdict for part in parts} != {UNMEASURED}}
     if not results:
         raise utils.InputError("no claim can be tested with these runs; see runs/reference/claims.md")
-    tested = [part for part in itertools.chain(*results.values()) if part.verdict != UNMEASURED]
-    kept = benjamini_hochberg([min(1, 2 * part.p) for part in tested])
+    tested = [part for parts in results.values() for part in parts if part.verdict != UNMEASURED]
+    limit = benjamini_hochberg([min(1, 2 * part.p) for part in tested]) / 2  # doubled: p is one-sided
     counts = Counter(part.verdict for part in tested)
     summary = f"Of {len(tested)} parts {counts[HOLDS]} hold, {counts[FAILS]} do not, {counts[UNDECIDED]} are undecided."
-    summary += f" {kept} of these decisions remain after a correction for so many tests."
-    summary += f" Not tested, because runs are missing: {', '.join(untested)}." if untested else ""
+    kept = sum(part.p <= limit for part in tested)
+    summary += f" After a correction for so many tests, the {kept} parts with p up to {limit:.4f} remain decided."
     tables = [overview(kind, results) for kind in dict.fromkeys(CLAIMS[number].kind for number in results)]
     sections = [details(number, parts) for number, parts in results.items()]
     pooled = [config.caption for config, group in runs.items() if visualize.pooled_conditions(group)]
     pooling = f"Settings whose runs differ in precision or device: {'; '.join(pooled) or 'none'}."
-    return "\n\n".join([INTRO, summary, *tables, DETAILS, pooling, *sections]) + "\n"
+    return "\n\n".join([INTRO, *tables, DETAILS, summary, pooling, *sections]) + "\n"
 
 
 @utils.exit_with_status()
@@ -489,9 +490,8 @@ def main():
     """Write claims.md into the folder that the command line names."""
     parser = utils.Parser(__doc__)
     parser.add_argument("folder", nargs="?", type=utils.parse_folder, default=Path(__file__).parent, metavar="FOLDER")
-    parser.add_argument("--data-dir", type=utils.parse_folder, default="data", help="directory of the data sets")
     args = parser.parse_args()
-    real_runs = [run for run in visualize.find_runs(args.folder, args.data_dir) if not run.source_suffix]
+    real_runs = [run for run in visualize.find_runs(args.folder, Path("data")) if not run.source_suffix]
     groups = visualize.group_runs(real_runs) if real_runs else []
     visualize.save_outputs({"claims.md": format_claims({group.config: group.runs for group in groups})}, args.folder)
 
