@@ -134,7 +134,7 @@ def log_convolutions(run, model, data, epoch):
         if isinstance(layer, nn.Conv2d):
             activations = outputs[name].float()
             positive = activations[activations > 0]  # ReLU sets the others to zero, which would hide these
-            run.writer.add_scalar(f"Zeros/{name}", 100 * (1 - len(positive) / activations.numel()), epoch)  # in percent
+            run.writer.add_scalar(f"Zeros_percent/{name}", 100 * (1 - len(positive) / activations.numel()), epoch)
             if len(positive):
                 run.writer.add_histogram(f"{name}/positive_activations", positive, epoch)
             if layer.in_channels == 1:  # the first convolution

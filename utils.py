@@ -800,7 +800,7 @@ def train_runs(configs, train, args):
                     raise
                 print_once(message, sys.stderr)  # each process meets each failure, because none is recorded
             if len(configs) > 1:
-                print_once(f"{len(runs) + len(failures)} of {len(configs)} runs")
+                print_once(f"{len(runs) + len(failures)} of {len(configs)} runs done")
     return [runs[config] for config in configs if config in runs], list(failures.values())
 
 

@@ -829,9 +829,8 @@ def gabor(run, rows, count=8):
     labels = [f"{number}: R² {trained[number]:.2f}" for number in best]
     _, tops, _ = draw_mosaic(axes, strips, labels, columns=len(best), gap=1, room=1, vmin=-limit, vmax=limit)
     axes.set_yticks([top + kernels.shape[1] / 2 for top in tops], ["kernel", "fit", "residual"])
-    title = f"Gabor functions fit the kernels of {convolution_names(run.model)[0]} (below: the {len(best)} best fits) "
-    title += f"with a median R² of {np.median(trained):.2f} after training and {np.median(untrained):.2f} before"
-    return titled(fig, title, run)
+    medians = f"{np.median(trained):.2f} after training and {np.median(untrained):.2f} before"
+    return titled(fig, f"The median R² of Gabor fits to the first kernels is {medians} (below: best fits)", run)
 
 
 # Inside the recurrent networks ----------------------------------------------------------------------------------------
@@ -1066,9 +1065,10 @@ def gates(run, rows):
     first = run.config.rows_before
     middle = kept[first + 7 : first + 20].mean()
     blank = np.delete(kept, range(first, steps - run.config.rows_after))
-    others = f"{blank.mean():.0f} % in the blank" if blank.size else f"{kept.min():.0f} to {kept.max():.0f} % in single"
-    title = f"The {keeping_gate} gates keep on average {middle:.0f} % of the state in rows 8 to 20 of the digit"
-    return titled(fig, f"{title} and {others} rows", run)
+    title = f"{kept.mean():.0f} % of the state, in single rows {kept.min():.0f} to {kept.max():.0f} %"
+    if blank.size:
+        title = f"{middle:.0f} % of the state in rows 8 to 20 of the digit and {blank.mean():.0f} % in the blank rows"
+    return titled(fig, f"The {keeping_gate} gates keep on average {title}", run)
 
 
 # Comparing runs: grouping and labels ----------------------------------------------------------------------------------
@@ -1256,7 +1256,7 @@ def draw_seeds(axes, groups, spec):
 def compare_setting(groups, spec):
     """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
     panels = []
-    largest = (-1.0, "")  # the largest difference in a panel, in points, and its description
+    largest = (-1.0, "")  # the largest difference in a panel, in points, and between which values
     families = families_of(usual_groups(groups, spec.name), spec.name)
     for family in [family for family in families if len(family) > 1]:
         _, common = label_configs([group.config for group in family])
@@ -1268,11 +1268,12 @@ def compare_setting(groups, spec):
         if len(means) > 4:
             means[3:-1] = ["..."]
         panels.append((f"{common}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
-        largest = max(largest, (ranking[0].mean - ranking[-1].mean, f"{common} ({means[0]}, {means[-1]})"))
+        best, worst = value_label(ranking[0].config, spec), value_label(ranking[-1].config, spec)
+        largest = max(largest, (ranking[0].mean - ranking[-1].mean, f"{best} instead of {worst}"))
     if not panels:
         return None
-    title = f"{spec.flag} has its largest effect after epoch {groups[0].epoch} in {largest[1]}"
-    return draw_panels(spec.name, groups, panels, title)
+    title = f"{spec.flag} changes test accuracy after epoch {groups[0].epoch} by up to {largest[0]:.2f} points"
+    return draw_panels(spec.name, groups, panels, f"{title}: {largest[1]}")
 
 
 def setting_comparisons():

@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import runpy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cnn_cifar10
@@ -93,17 +94,14 @@ def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_value
 
 
 def test_the_first_tables_show_a_part_with_each_verdict(monkeypatch):
-    first = Comparison("rises (first epoch: 1)", HOLDS, agreeing=5, total=6, p=0.01)
-    second = Comparison(
-        "A: 1 % (one seed) against B: 2 % (1 to 3, 3 seeds)", UNDECIDED, interval_text="-2 to +1", p=0.2
-    )
-    tests = {"1": lambda runs: [first], "2": lambda runs: [first, second]}
+    rises = Comparison("rises (first epoch: 1)", HOLDS, p=0.01)
+    three, two = (Comparison(f"A: {x} % (one seed)", HOLDS, x, f"{x} points", "1 to 9", p=0.1) for x in (3, 2))
+    tests = {"1": lambda runs: [rises], "2": lambda runs: [rises, three, two, replace(rises, verdict=UNDECIDED)]}
     made_up = {number: claims.Claim("Our own", f"claim {number}", test) for number, test in tests.items()}
     monkeypatch.setattr(claims, "CLAIMS", made_up)
     table = re.sub(" +", " ", claims.format_claims({})).partition("**Our own**")[2].splitlines()
-    both = "*holds* (1 of 2): rises<br>*undecided* (1 of 2): A: 1 % against B: 2 % (interval -2 to +1)"
-    assert table[0] == " (holds: 1; holds in part: 2)"
-    assert table[4:6] == ["| 1 | claim 1 | holds | rises |", f"| 2 | claim 2 | holds in part | {both} |"]
+    both = "*holds* (3 of 4): A: 2 % (2 points, interval 1 to 9)<br>*undecided* (1 of 4): rises"
+    assert (table[0], table[5]) == (" (holds: 1; holds in part: 2)", f"| 2 | claim 2 | holds in part | {both} |")
 
 
 class AskedRuns(dict):
@@ -186,7 +184,7 @@ def test_claims_of_other_runs_are_written_beside_them(call, tmp_path):
     invent_run(tmp_path, RNN(5, optimizer="sgd", seed=5), 15)
     assert call(CLAIMS_SCRIPT, tmp_path)[::2] == (0, "")
     text = re.sub(" +", " ", (tmp_path / "claims.md").read_text(encoding="utf-8"))
-    measured = "RNN, 5 hidden units, Adam: 50.00 % against SGD: 15.20 % (interval +33.00 to +36.00)"
+    measured = "RNN, 5 hidden units, Adam: 50.00 % against SGD: 15.20 % (+34.80 points, interval +33.00 to +36.00)"
     assert f"<br>*holds* (1 of 2): {measured} |" in text
     assert re.findall("^## (.*?)\\.", text, re.MULTILINE) == ["1", "5"], "the runs of other claims are missing"
     assert (

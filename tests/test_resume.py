@@ -470,7 +470,7 @@ def test_a_run_that_fails_is_reported_and_the_others_are_trained(name, content, 
     assert reported.startswith(f"error: {folder}{reason}")
     assert summary == "rnn_mnist.py: error: 1 of 3 runs could not be trained, for the reasons given above"
     progress = [line for line in output.splitlines() if " of 3 runs" in line]
-    assert progress == ["1 of 3 runs", "2 of 3 runs", "3 of 3 runs"]
+    assert progress == ["1 of 3 runs done", "2 of 3 runs done", "3 of 3 runs done"]
     assert "Test accuracy in % after epoch 1" in output
     assert path.read_text() == content
     assert [len(read_rows(with_seed(folder, seed))) for seed in (1, 2)] == [1, 1]

@@ -182,19 +182,18 @@ def test_tensorboard_holds_the_metrics_of_each_epoch_and_the_graph(default_run):
         quantity, split = tag.lower().split("/")
         for epoch, row in enumerate(read_rows(folder), start=1):
             expected.append((tag, epoch, float(np.float32(row[f"{split}_{quantity}"]))))
-    assert [point for point in read_points(folder) if not point[0].startswith("Zeros/")] == expected
+    assert [point for point in read_points(folder) if not point[0].startswith("Zeros_percent/")] == expected
     assert read_events(folder).Tags()["graph"]
 
 
 def test_tensorboard_lists_every_setting_also_those_that_are_0(tiny_digits, tmp_path):
-    own = {"cell": "lstm", "hidden_size": 4, "rows_before": 0, "rows_after": 2, "keep_bias": 1.5, "gates": "input"}
-    shared = {"pixels": "permuted", "optimizer": "adam", "lr": 0.001, "momentum": 0, "batch_size": 64, "seed": 0}
+    config = rnn_mnist.Config("permuted", cell="lstm", hidden_size=4, rows_after=2, keep_bias=1.5, gates="input")
     conditions = {"data_source": "synthetic", "device": "cpu", "precision": "fp32", "threads": 1}
-    folder = train_here(rnn_mnist, tmp_path, tiny_digits, rnn_mnist.Config(**own, **shared), epochs=1)
+    folder = train_here(rnn_mnist, tmp_path, tiny_digits, config, epochs=1)
     content = read_events(folder).summary_metadata["_hparams_/session_start_info"].plugin_data.content
     shown = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     values = {name: value.string_value or value.number_value for name, value in shown.items()}
-    assert values == {**own, **shared, **conditions}
+    assert values == {**vars(config), **conditions}
 
 
 def test_tensorboard_shows_the_kernels_of_each_epoch_in_gray(cnn_folder):
@@ -224,7 +223,7 @@ def test_tensorboard_holds_activations_of_the_first_100_test_images(cnn_folder, 
         histogram = trained.histogram_value
         activations = outputs[layer].relu().double()
         assert histogram.num == (activations > 0).sum()
-        zeros = [point.value for point in events.Scalars(f"Zeros/{layer}")]
+        zeros = [point.value for point in events.Scalars(f"Zeros_percent/{layer}")]
         assert (len(zeros), zeros[1]) == (2, pytest.approx(100 * (activations == 0).double().mean().item()))
         assert histogram.max == pytest.approx(activations.max().item(), rel=1e-2)
         assert histogram.sum == pytest.approx(activations.sum().item(), rel=1e-4)

@@ -328,8 +328,9 @@ class MadeUp:
             return 0.8 * kernels, r2, 100 * r2, r2 / 2
 
         self.replace(first_kernels={"trained": trained, "untrained": untrained}.get, fit_gabor=fit_gabor)
-        title = "Gabor functions fit the kernels of conv1 (below: the 3 best fits) with a median R² of 0.70 after "
-        title += "training and 0.20 before"
+        title = (
+            "The median R² of Gabor fits to the first kernels is 0.70 after training and 0.20 before (below: best fits)"
+        )
         shown = {"texts": ["1: R² 0.90", "2: R² 0.70", "0: R² 0.50"], "limits": [-0.9, 0.9]}
         shown["values"] = [0.9, 0, 0.7, 0.5, 0.72, 0.56, 0.4, 0.18, 0.14, 0.1]
         shown["yticks"] = {"kernel": 2.5, "fit": 5.5, "residual": 8.5}
@@ -424,9 +425,10 @@ class MadeUp:
         run = stand_in(rnn_mnist.Config(cell=cell, rows_before=blank_rows, rows_after=blank_rows), model=model)
         level = levels[1, names[0]][0] / 100
         table = f"epoch,layer,gate,row,mean,low,high\n4,1,{names[0]},1,{level:g},{level - 0.08:g},{level + 0.08:g}\n"
-        title = f"The {names[1]} gates keep on average 55 % of the state in rows 8 to 20 of the digit and "
-        title += "76 % in the blank rows" if blank_rows else "25 to 67 % in single rows"
-        return run, title, axes, table
+        title = "55 % of the state in rows 8 to 20 of the digit and 76 % in the blank rows"
+        if not blank_rows:
+            title = "48 % of the state, in single rows 25 to 67 %"
+        return run, f"The {names[1]} gates keep on average {title}", axes, table
 
 
 VARIANTS = [("curves", [False]), ("deconv", [False]), ("gates", ["gru", 0])]  # whose titles take another form
