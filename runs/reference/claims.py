@@ -413,14 +413,14 @@ INTRO = """# The claims
 
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it. A part of a
 claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated otherwise), *does
-not hold* if it lies outside, and is *undecided* otherwise. The evidence shows for each verdict how many parts have it,
-and the one with the smallest difference: two test accuracies, the first minus the second, and its interval. Unless
-another setting is named, LeNet-5 learns with Adam at a rate of 1e-4; recurrent networks have 30 units and learn with
-Adam at 1e-3. Blank rows follow the digit. The numbers 7 and 14 are not used."""
+not hold* if it lies outside, and is *undecided* otherwise. The evidence counts the parts with each verdict and shows
+the one with the smallest difference: two test accuracies, the first minus the second, and the interval. Unless another
+setting is named, LeNet-5 learns with Adam at a rate of 1e-4; recurrent networks have 30 units and learn with Adam at
+1e-3. Blank rows follow the digit, a decade is a factor of ten, and the numbers 7 and 14 are not used."""
 DETAILS = """## All parts of the claims
 
 Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
-is true; p is the smaller of two one-sided p-values: for the claim and for its opposite. A decade is a factor of ten."""
+is true; p is the smaller of two one-sided p-values: for the claim and for its opposite."""
 
 
 def verdict_on_claim(verdicts):
