@@ -1065,7 +1065,7 @@ def gates(run, rows):
     first = run.config.rows_before
     middle = kept[first + 7 : first + 20].mean()
     blank = np.delete(kept, range(first, steps - run.config.rows_after))
-    title = f"{kept.mean():.0f} % of the state, in single rows {kept.min():.0f} to {kept.max():.0f} %"
+    title = f"{kept.mean():.0f} % of the state, from row to row between {kept.min():.0f} and {kept.max():.0f} %"
     if blank.size:
         title = f"{middle:.0f} % of the state in rows 8 to 20 of the digit and {blank.mean():.0f} % in the blank rows"
     return titled(fig, f"The {keeping_gate} gates keep on average {title}", run)
@@ -1223,16 +1223,15 @@ def compare_curves(groups):
                 panels.append((f"{common}\n{describe_best(shown, labels)}", partial(draw_epochs, groups=shown)))
     title = f"Test accuracy after epoch {groups[0].epoch}"
     if len({group.config.dataset for group in groups}) == 1:
-        labels, _ = label_configs([group.config for group in groups])
-        title += f", {describe_best(groups, labels)}"
+        title += f", {describe_best(groups, label_configs([group.config for group in groups])[0])}"
     return draw_panels("curves", groups, panels, title, columns=2)
 
 
-def value_label(config, spec):
+def value_label(config, spec, describe=format_number):
     """Return how pictures write a setting's value. A plain RNN beside others with --gates is named as such."""
     if spec.name == "gates" and config.cell == "rnn":
         return "plain RNN"
-    return format_number(getattr(config, spec.name))
+    return describe(getattr(config, spec.name))
 
 
 def draw_seeds(axes, groups, spec):
@@ -1256,7 +1255,7 @@ def draw_seeds(axes, groups, spec):
 def compare_setting(groups, spec):
     """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
     panels = []
-    largest = (-1.0, "")  # the largest difference in a panel, in points, and between which values
+    largest = (-1.0, "", "")  # the largest difference in a panel, in points, and between which values
     families = families_of(usual_groups(groups, spec.name), spec.name)
     for family in [family for family in families if len(family) > 1]:
         _, common = label_configs([group.config for group in family])
@@ -1268,12 +1267,14 @@ def compare_setting(groups, spec):
         if len(means) > 4:
             means[3:-1] = ["..."]
         panels.append((f"{common}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
-        best, worst = value_label(ranking[0].config, spec), value_label(ranking[-1].config, spec)
-        largest = max(largest, (ranking[0].mean - ranking[-1].mean, f"{best} instead of {worst}"))
+        best = value_label(ranking[0].config, spec, spec.label) or ranking[0].config.network
+        worst = value_label(ranking[-1].config, spec, spec.label) or ranking[-1].config.network
+        largest = max(largest, (ranking[0].mean - ranking[-1].mean, best, worst))
     if not panels:
         return None
-    title = f"{spec.flag} changes test accuracy after epoch {groups[0].epoch} by up to {largest[0]:.2f} points"
-    return draw_panels(spec.name, groups, panels, f"{title}: {largest[1]}")
+    points, best, worst = largest
+    title = f"{best}: up to {points:.2f} points more than {worst} (other settings equal, after epoch {groups[0].epoch})"
+    return draw_panels(spec.name, groups, panels, title)
 
 
 def setting_comparisons():
@@ -1341,15 +1342,14 @@ def compare_memory(groups):
     for label, network in zip(labels, networks, strict=True):
         best = max(members[network], key=attrgetter("config.rows_after", "mean"))
         result = f"best at {best.config.rows_after} rows: {bias_label(best.config.keep_bias)} ({best.mean:.2f} %)"
-        panels.append(
-            (f"{label or common}\n{result}", partial(draw_memory, groups=members[network], all_rows=all_rows))
-        )
+        draw = partial(draw_memory, groups=members[network], all_rows=all_rows)
+        panels.append((f"{label or common}\n{result}", draw))
     ranges = {}  # the means with the most blank rows, by the name of the network
     for group in shown:
         if group.config.rows_after == all_rows[-1]:
             ranges.setdefault(group.config.network, []).append(group.mean)
     texts = [f"{network} {min(means):.2f} to {max(means):.2f} %" for network, means in ranges.items()]
-    title = f"Accuracy with {all_rows[-1]} blank rows after epoch {shown[0].epoch}, from the worst to the best bias"
+    title = f"Accuracy with {all_rows[-1]} blank rows after epoch {shown[0].epoch}, from the worst to the best cell"
     return draw_panels("memory", shown, panels, f"{title}:\n{', '.join(texts)}\n{common}", columns=2)
 
 
@@ -1578,7 +1578,8 @@ def find_runs(folder, data_dir):
     """
     if (folder / "config.json").exists():
         return [open_run(folder, data_dir)]
-    training = utils.shell_command("python", "rnn_mnist.py")
+    script = next((script for script in CONFIGS if script in folder.parts), "rnn_mnist")
+    training = utils.shell_command("python", f"{script}.py")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; train a run with {training}")
     runs = []
@@ -1664,8 +1665,7 @@ def draw_run(run, names, output_dir):
     if set(names or ()) != {"curves"}:  # all others need the checkpoint
         _ = run.model  # loads the history of the same checkpoint
     figures = {name: partial(draw_figure, run, name) for name, spec in FIGURES.items() if spec.fits(run)}
-    _, statuses = draw_all(figures, names, run.folder, output_dir)
-    return statuses
+    return draw_all(figures, names, run.folder, output_dir)[1]
 
 
 def draw_comparison(runs, names, output_dir):
@@ -1683,7 +1683,8 @@ def draw_comparison(runs, names, output_dir):
     earlier = set(record.read_text(encoding="utf-8").splitlines()) if record.exists() else set()
     if names or any(statuses):
         written |= earlier
-    for name in earlier - written:
+    for name in sorted(earlier - written):
+        print_line(f"removing {output_dir / name}, which an earlier comparison wrote")
         (output_dir / name).unlink(missing_ok=True)
     if written:
         utils.write_atomically(record, "".join(f"{name}\n" for name in sorted(written)).encode())
@@ -1738,8 +1739,7 @@ def main():
         if args.folders == [runs[0].folder]:
             statuses = draw_run(runs[0], args.figures, args.output_dir or runs[0].folder / "figures")
         else:
-            output_dir = args.output_dir or comparison_folder(args.folders, runs)
-            statuses = draw_comparison(runs, args.figures, output_dir)
+            statuses = draw_comparison(runs, args.figures, args.output_dir or comparison_folder(args.folders, runs))
     if any(statuses):
         failures = len(statuses) - statuses.count(0)
         message = f"{failures} of {len(statuses)} figures could not be drawn, for the reasons given above"

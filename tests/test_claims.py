@@ -90,7 +90,7 @@ def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_value
     parts = [Comparison("", HOLDS, p=p) for p in p_values]
     monkeypatch.setattr(claims, "CLAIMS", {"1": claims.Claim("", "", lambda runs: parts)})
     limit = max([p for p in p_values if p < 0.9][:kept], default=0)
-    assert f"the {kept} parts with p up to {limit:.4f} remain decided" in claims.format_claims({})
+    assert f" {kept} with a one-sided p up to {limit:.4f} remain decided" in claims.format_claims({})
 
 
 def test_the_first_tables_show_a_part_with_each_verdict(monkeypatch):

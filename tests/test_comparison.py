@@ -343,7 +343,8 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    assert drawn.get_suptitle().startswith("--hidden-size changes test accuracy after epoch 10 by up to 25.00 points:")
+    title = "20 hidden units: up to 25.00 points more than 5 hidden units (other settings equal, after epoch 10)"
+    assert drawn.get_suptitle() == title
     assert titles_of(drawn) == [
         "RNN, Adam, learning rate 1e-3 20: 91.00 %, 30: 81.00 %, 10: 71.00 %, 5: 66.00 %",
         "GRU, Adam, learning rate 1e-3 40: 99.00 %, 20: 85.00 %",
@@ -366,9 +367,9 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert drawn.get_suptitle().endswith(" after epoch 10 by up to 4.50 points: plain RNN instead of full")
+    assert drawn.get_suptitle().startswith("plain RNN: up to 4.50 points more than full gates (other settings equal, ")
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle().endswith(" after epoch 10 by up to 4.50 points: full instead of plain RNN")
+    assert drawn.get_suptitle().startswith("full gates: up to 4.50 points more than plain RNN (other settings equal, ")
     means = "full: 98.00 %, constant: 96.00 %, plain RNN: 93.50 %"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {means}"]
     (axes,) = drawn.axes

@@ -427,7 +427,7 @@ class MadeUp:
         table = f"epoch,layer,gate,row,mean,low,high\n4,1,{names[0]},1,{level:g},{level - 0.08:g},{level + 0.08:g}\n"
         title = "55 % of the state in rows 8 to 20 of the digit and 76 % in the blank rows"
         if not blank_rows:
-            title = "48 % of the state, in single rows 25 to 67 %"
+            title = "48 % of the state, from row to row between 25 and 67 %"
         return run, f"The {names[1]} gates keep on average {title}", axes, table
 
 

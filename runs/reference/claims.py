@@ -413,8 +413,8 @@ INTRO = """# The claims
 
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it. A part of a
 claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated otherwise), *does
-not hold* if it lies outside, and is *undecided* otherwise. The evidence counts the parts with each verdict and shows
-the one with the smallest difference: two test accuracies, the first minus the second, and the interval. Unless another
+not hold* if it lies outside, and is *undecided* otherwise. For each verdict, the evidence counts the parts and shows
+the closest one: two test accuracies, the difference of the first and the second, and its interval. Unless another
 setting is named, LeNet-5 learns with Adam at a rate of 1e-4; recurrent networks have 30 units and learn with Adam at
 1e-3. Blank rows follow the digit, a decade is a factor of ten, and the numbers 7 and 14 are not used."""
 DETAILS = """## All parts of the claims
@@ -477,7 +477,7 @@ def format_claims(runs):
     counts = Counter(part.verdict for part in tested)
     summary = f"Of {len(tested)} parts {counts[HOLDS]} hold, {counts[FAILS]} do not, {counts[UNDECIDED]} are undecided."
     kept = sum(part.p <= limit for part in tested)
-    summary += f" After a correction for so many tests, the {kept} parts with p up to {limit:.4f} remain decided."
+    summary += f" After a correction for so many tests, {kept} with a one-sided p up to {limit:.4f} remain decided."
     tables = [overview(kind, results) for kind in dict.fromkeys(CLAIMS[number].kind for number in results)]
     sections = [details(number, parts) for number, parts in results.items()]
     pooled = [config.caption for config, group in runs.items() if visualize.pooled_conditions(group)]
