@@ -1191,7 +1191,7 @@ def draw_panels(name, groups, panels, title, columns=3):
         axes.set_title("\n".join(lines), fontsize=8)
     if not any(axes.get_legend() for axes in drawn.axes):  # where panels have their own, colours differ between them
         drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    drawn.suptitle(title + groups[0].runs[0].source_suffix, wrap=True)
+    drawn.suptitle(title[0].upper() + title[1:] + groups[0].runs[0].source_suffix, wrap=True)
     return {f"{name}.png": drawn}
 
 
@@ -1349,7 +1349,7 @@ def compare_memory(groups):
         if group.config.rows_after == all_rows[-1]:
             ranges.setdefault(group.config.network, []).append(group.mean)
     texts = [f"{network} {min(means):.2f} to {max(means):.2f} %" for network, means in ranges.items()]
-    title = f"Accuracy with {all_rows[-1]} blank rows after epoch {shown[0].epoch}, from the worst to the best cell"
+    title = f"Accuracy with {all_rows[-1]} blank rows after epoch {shown[0].epoch}, from the worst to the best setting"
     return draw_panels("memory", shown, panels, f"{title}:\n{', '.join(texts)}\n{common}", columns=2)
 
 

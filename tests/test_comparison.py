@@ -367,9 +367,9 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert drawn.get_suptitle().startswith("plain RNN: up to 4.50 points more than full gates (other settings equal, ")
+    assert drawn.get_suptitle().startswith("Plain RNN: up to 4.50 points more than full gates (other settings equal, ")
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle().startswith("full gates: up to 4.50 points more than plain RNN (other settings equal, ")
+    assert drawn.get_suptitle().startswith("Full gates: up to 4.50 points more than plain RNN (other settings equal, ")
     means = "full: 98.00 %, constant: 96.00 %, plain RNN: 93.50 %"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {means}"]
     (axes,) = drawn.axes
