@@ -1263,10 +1263,10 @@ def compare_setting(groups, spec):
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         ranking = sorted(family, key=attrgetter("mean"), reverse=True)
-        means = [f"{value_label(group.config, spec)}: {group.mean:.2f} %".replace(" ", "\xa0") for group in ranking]
-        if len(means) > 4:
-            means[3:-1] = ["..."]
-        panels.append((f"{common}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
+        message = describe_best(ranking, [value_label(group.config, spec) for group in ranking])
+        if len(ranking) > 2:
+            message += f"\nlowest: {value_label(ranking[-1].config, spec)} ({ranking[-1].mean:.2f} %)"
+        panels.append((f"{common}\n{message}", partial(draw_seeds, groups=family, spec=spec)))
         best = value_label(ranking[0].config, spec, spec.label) or ranking[0].config.network
         worst = value_label(ranking[-1].config, spec, spec.label) or ranking[-1].config.network
         largest = max(largest, (ranking[0].mean - ranking[-1].mean, best, worst))

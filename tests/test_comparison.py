@@ -346,9 +346,9 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     title = "20 hidden units: up to 25.00 points more than 5 hidden units (other settings equal, after epoch 10)"
     assert drawn.get_suptitle() == title
     assert titles_of(drawn) == [
-        "RNN, Adam, learning rate 1e-3 20: 91.00 %, 30: 81.00 %, 10: 71.00 %, 5: 66.00 %",
-        "GRU, Adam, learning rate 1e-3 40: 99.00 %, 20: 85.00 %",
-        "LSTM, Adam, learning rate 1e-3 20: 97.50 %, 30: 97.00 %",
+        "RNN, Adam, learning rate 1e-3 best: 20 (91.00 %, 10.00 points ahead) lowest: 5 (66.00 %)",
+        "GRU, Adam, learning rate 1e-3 best: 40 (99.00 %, 14.00 points ahead)",
+        "LSTM, Adam, learning rate 1e-3 best: 20 (97.50 %, 0.50 points ahead)",
     ]
     rnn = drawn.axes[0]
     assert [text.get_text() for text in rnn.get_xticklabels()] == ["5", "10", "20", "30"]
@@ -370,8 +370,8 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
     assert drawn.get_suptitle().startswith("Plain RNN: up to 4.50 points more than full gates (other settings equal, ")
     drawn = draw("gates", groups_in(tmp_path / "usual"))
     assert drawn.get_suptitle().startswith("Full gates: up to 4.50 points more than plain RNN (other settings equal, ")
-    means = "full: 98.00 %, constant: 96.00 %, plain RNN: 93.50 %"
-    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {means}"]
+    message = "best: full (98.00 %, 2.00 points ahead) lowest: plain RNN (93.50 %)"
+    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {message}"]
     (axes,) = drawn.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["plain RNN", "constant", "full"]
     blue, orange = "#0072b2", "#e69f00"

@@ -414,9 +414,9 @@ INTRO = """# The claims
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it. A part of a
 claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated otherwise), *does
 not hold* if it lies outside, and is *undecided* otherwise. For each verdict, the evidence counts the parts and shows
-the closest one: two test accuracies, the difference of the first and the second, and its interval. Unless another
-setting is named, LeNet-5 learns with Adam at a rate of 1e-4; recurrent networks have 30 units and learn with Adam at
-1e-3. Blank rows follow the digit, a decade is a factor of ten, and the numbers 7 and 14 are not used."""
+the one with the smallest difference: two values (percentages are test accuracies), their difference, and its interval.
+Unless another setting is named, LeNet-5 learns with Adam at a rate of 1e-4; recurrent networks have 30 units and learn
+with Adam at 1e-3. Blank rows follow the digit, a decade is a factor of ten, and the numbers 7 and 14 are not used."""
 DETAILS = """## All parts of the claims
 
 Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
@@ -437,7 +437,7 @@ def describe_evidence(parts):
         same = [part for part in parts if part.verdict == verdict]
         part = min(same, key=lambda part: math.inf if part.difference is None else abs(part.difference))
         label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", part.label)
-        result = f" ({part.difference_text}, interval {part.interval_text})" if part.interval_text else ""
+        result = f" ({part.difference_text}, interval {part.interval_text or '?'})" if part.difference_text else ""
         texts.append(f"*{verdict}* ({len(same)} of {len(parts)}): {label}{result}")
     return "<br>".join(texts)
 
