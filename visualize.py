@@ -1249,13 +1249,14 @@ def draw_seeds(axes, groups, spec):
     axes.grid(visible=False, axis="x")
     low, high = axes.get_ylim()
     if high - low < MIN_RANGE:
-        axes.set_ylim((low + high - MIN_RANGE) / 2, (low + high + MIN_RANGE) / 2)
+        top = min(100, (low + high + MIN_RANGE) / 2)
+        axes.set_ylim(top - MIN_RANGE, top)
 
 
 def compare_setting(groups, spec):
     """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
     panels = []
-    largest = (-1.0, "", "")  # the largest difference in a panel, in points, and between which values
+    effects = []  # the largest difference in each panel, in points, and in words
     families = families_of(usual_groups(groups, spec.name), spec.name)
     for family in [family for family in families if len(family) > 1]:
         _, common = label_configs([group.config for group in family])
@@ -1263,18 +1264,19 @@ def compare_setting(groups, spec):
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         ranking = sorted(family, key=attrgetter("mean"), reverse=True)
-        message = describe_best(ranking, [value_label(group.config, spec) for group in ranking])
+        labels = [value_label(group.config, spec, spec.label) or group.config.network for group in ranking]
+        message = describe_best(ranking, labels)
         if len(ranking) > 2:
-            message += f"\nlowest: {value_label(ranking[-1].config, spec)} ({ranking[-1].mean:.2f} %)"
+            message += f"\nlowest: {labels[-1]} ({ranking[-1].mean:.2f} %)"
         panels.append((f"{common}\n{message}", partial(draw_seeds, groups=family, spec=spec)))
-        best = value_label(ranking[0].config, spec, spec.label) or ranking[0].config.network
-        worst = value_label(ranking[-1].config, spec, spec.label) or ranking[-1].config.network
-        largest = max(largest, (ranking[0].mean - ranking[-1].mean, best, worst))
+        points = ranking[0].mean - ranking[-1].mean
+        effects.append((points, f"{common.partition(',')[0]}: {labels[0]}, {points:.2f} points above {labels[-1]}"))
     if not panels:
         return None
-    points, best, worst = largest
-    title = f"{best}: up to {points:.2f} points more than {worst} (other settings equal, after epoch {groups[0].epoch})"
-    return draw_panels(spec.name, groups, panels, title)
+    largest = "\n".join(text for _, text in sorted(effects, reverse=True)[:4])
+    return draw_panels(
+        spec.name, groups, panels, f"Best after epoch {groups[0].epoch}, other settings equal:\n{largest}"
+    )
 
 
 def setting_comparisons():

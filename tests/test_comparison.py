@@ -343,12 +343,12 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    title = "20 hidden units: up to 25.00 points more than 5 hidden units (other settings equal, after epoch 10)"
-    assert drawn.get_suptitle() == title
+    assert drawn.get_suptitle().splitlines()[1] == "RNN: 20 hidden units, 25.00 points above 5 hidden units"
+    best_and_lowest = "best: 20 hidden units (91.00 %, 10.00 points ahead) lowest: 5 hidden units (66.00 %)"
     assert titles_of(drawn) == [
-        "RNN, Adam, learning rate 1e-3 best: 20 (91.00 %, 10.00 points ahead) lowest: 5 (66.00 %)",
-        "GRU, Adam, learning rate 1e-3 best: 40 (99.00 %, 14.00 points ahead)",
-        "LSTM, Adam, learning rate 1e-3 best: 20 (97.50 %, 0.50 points ahead)",
+        f"RNN, Adam, learning rate 1e-3 {best_and_lowest}",
+        "GRU, Adam, learning rate 1e-3 best: 40 hidden units (99.00 %, 14.00 points ahead)",
+        "LSTM, Adam, learning rate 1e-3 best: 20 hidden units (97.50 %, 0.50 points ahead)",
     ]
     rnn = drawn.axes[0]
     assert [text.get_text() for text in rnn.get_xticklabels()] == ["5", "10", "20", "30"]
@@ -367,10 +367,14 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert drawn.get_suptitle().startswith("Plain RNN: up to 4.50 points more than full gates (other settings equal, ")
+    assert drawn.get_suptitle() == (
+        "Best after epoch 10, other settings equal:\nGRU: plain RNN, 4.50 points above full gates"
+    )
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle().startswith("Full gates: up to 4.50 points more than plain RNN (other settings equal, ")
-    message = "best: full (98.00 %, 2.00 points ahead) lowest: plain RNN (93.50 %)"
+    assert drawn.get_suptitle() == (
+        "Best after epoch 10, other settings equal:\nGRU: full gates, 4.50 points above plain RNN"
+    )
+    message = "best: full gates (98.00 %, 2.00 points ahead) lowest: plain RNN (93.50 %)"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {message}"]
     (axes,) = drawn.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["plain RNN", "constant", "full"]

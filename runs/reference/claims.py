@@ -414,13 +414,13 @@ INTRO = """# The claims
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it. A part of a
 claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated otherwise), *does
 not hold* if it lies outside, and is *undecided* otherwise. For each verdict, the evidence counts the parts and shows
-the one with the smallest difference: two values (percentages are test accuracies), their difference, and its interval.
+the closest call: two values (percentages are test accuracies), their difference, and its interval (?: too few seeds).
 Unless another setting is named, LeNet-5 learns with Adam at a rate of 1e-4; recurrent networks have 30 units and learn
-with Adam at 1e-3. Blank rows follow the digit, a decade is a factor of ten, and the numbers 7 and 14 are not used."""
+with Adam at 1e-3. Blank rows follow the digit, B is the initial bias of the gates, and a decade is a factor of ten."""
 DETAILS = """## All parts of the claims
 
 Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
-is true; p is the smaller of two one-sided p-values: for the claim and for its opposite."""
+is true; p is the smaller of two one-sided p-values: for the claim and for its opposite. There is no claim 7 or 14."""
 
 
 def verdict_on_claim(verdicts):
