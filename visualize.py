@@ -1274,9 +1274,7 @@ def compare_setting(groups, spec):
     if not panels:
         return None
     largest = "\n".join(text for _, text in sorted(effects, reverse=True)[:4])
-    return draw_panels(
-        spec.name, groups, panels, f"Best after epoch {groups[0].epoch}, other settings equal:\n{largest}"
-    )
+    return draw_panels(spec.name, groups, panels, f"Best after epoch {groups[0].epoch}, all else equal:\n{largest}")
 
 
 def setting_comparisons():

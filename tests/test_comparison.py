@@ -367,13 +367,9 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert drawn.get_suptitle() == (
-        "Best after epoch 10, other settings equal:\nGRU: plain RNN, 4.50 points above full gates"
-    )
+    assert drawn.get_suptitle() == "Best after epoch 10, all else equal:\nGRU: plain RNN, 4.50 points above full gates"
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle() == (
-        "Best after epoch 10, other settings equal:\nGRU: full gates, 4.50 points above plain RNN"
-    )
+    assert drawn.get_suptitle() == "Best after epoch 10, all else equal:\nGRU: full gates, 4.50 points above plain RNN"
     message = "best: full gates (98.00 %, 2.00 points ahead) lowest: plain RNN (93.50 %)"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {message}"]
     (axes,) = drawn.axes
