@@ -1255,11 +1255,14 @@ def draw_seeds(axes, groups, spec):
 
 def compare_setting(groups, spec):
     """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
+    families = [family for family in families_of(usual_groups(groups, spec.name), spec.name) if len(family) > 1]
+    if not families:
+        return None
+    captions = [label_configs([group.config for group in family])[1].split(", ") for family in families]
+    shared = set.intersection(*map(set, captions))
     panels = []
-    effects = []  # the largest difference in each panel, in points, and in words
-    families = families_of(usual_groups(groups, spec.name), spec.name)
-    for family in [family for family in families if len(family) > 1]:
-        _, common = label_configs([group.config for group in family])
+    effects = []  # the largest difference in each panel in words
+    for common, family in zip(captions, families, strict=True):
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
@@ -1268,13 +1271,12 @@ def compare_setting(groups, spec):
         message = describe_best(ranking, labels)
         if len(ranking) > 2:
             message += f"\nlowest: {labels[-1]} ({ranking[-1].mean:.2f} %)"
-        panels.append((f"{common}\n{message}", partial(draw_seeds, groups=family, spec=spec)))
+        panels.append((f"{', '.join(common)}\n{message}", partial(draw_seeds, groups=family, spec=spec)))
+        panel = ", ".join(caption for caption in common if caption not in shared) or common[0]
         points = ranking[0].mean - ranking[-1].mean
-        effects.append((points, f"{common.partition(',')[0]}: {labels[0]}, {points:.2f} points above {labels[-1]}"))
-    if not panels:
-        return None
-    largest = "\n".join(text for _, text in sorted(effects, reverse=True)[:4])
-    return draw_panels(spec.name, groups, panels, f"Best after epoch {groups[0].epoch}, all else equal:\n{largest}")
+        effects.append(f"{panel}: {labels[0]}, {points:.2f} points above {labels[-1]}")
+    title = "\n".join([f"Best after epoch {groups[0].epoch}, all else equal:", *effects[:4]])
+    return draw_panels(spec.name, groups, panels, title)
 
 
 def setting_comparisons():
@@ -1344,13 +1346,10 @@ def compare_memory(groups):
         result = f"best at {best.config.rows_after} rows: {bias_label(best.config.keep_bias)} ({best.mean:.2f} %)"
         draw = partial(draw_memory, groups=members[network], all_rows=all_rows)
         panels.append((f"{label or common}\n{result}", draw))
-    ranges = {}  # the means with the most blank rows, by the name of the network
-    for group in shown:
-        if group.config.rows_after == all_rows[-1]:
-            ranges.setdefault(group.config.network, []).append(group.mean)
-    texts = [f"{network} {min(means):.2f} to {max(means):.2f} %" for network, means in ranges.items()]
-    title = f"Accuracy with {all_rows[-1]} blank rows after epoch {shown[0].epoch}, from the worst to the best setting"
-    return draw_panels("memory", shown, panels, f"{title}:\n{', '.join(texts)}\n{common}", columns=2)
+    longest = sorted([group for group in shown if group.config.rows_after == all_rows[-1]], key=attrgetter("mean"))
+    best_means = {group.config.network: f"{group.config.network} {group.mean:.2f} %" for group in longest}
+    title = f"Best with {all_rows[-1]} blank rows after epoch {shown[0].epoch}: {', '.join(best_means.values())}"
+    return draw_panels("memory", shown, panels, f"{title}\n{common}", columns=2)
 
 
 # Statistics: the permutation test of the difference of two means ------------------------------------------------------

@@ -408,37 +408,33 @@ def update_gates_keep_more(runs):
 
 # claims.md -----------------------------------------------------------------------------------------------------------
 
+VERDICTS = (HOLDS, FAILS, UNDECIDED, UNMEASURED)
 IN_PART = "holds in part"
 INTRO = """# The claims
 
-`python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it. A part of a
-claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated otherwise), *does
-not hold* if it lies outside, and is *undecided* otherwise. For each verdict, the evidence counts the parts and shows
-the closest call: two values (percentages are test accuracies), their difference, and its interval (?: too few seeds).
-Unless another setting is named, LeNet-5 learns with Adam at a rate of 1e-4; recurrent networks have 30 units and learn
-with Adam at 1e-3. Blank rows follow the digit, B is the initial bias of the gates, and a decade is a factor of ten."""
+`python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it.
+
+- A part of a claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated
+  otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. Parts that hold are counted.
+- The evidence is the part with the smallest difference for each verdict. All parts, with seeds and p, follow below.
+- Unless another setting is named, LeNet-5 learns with Adam at 1e-4; recurrent networks have 30 units and PyTorch's
+  initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten."""
 DETAILS = """## All parts of the claims
 
 Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
 is true; p is the smaller of two one-sided p-values: for the claim and for its opposite. There is no claim 7 or 14."""
 
 
-def verdict_on_claim(verdicts):
-    """Return the verdict on a claim from the verdicts on its parts."""
-    if HOLDS in verdicts:
-        return HOLDS if set(verdicts) == {HOLDS} else IN_PART
-    return FAILS if FAILS in verdicts else UNDECIDED
-
-
 def describe_evidence(parts):
     """Return for each verdict the part with the smallest difference in words, without ranges and numbers of seeds."""
     texts = []
-    for verdict in dict.fromkeys(part.verdict for part in parts):
+    for verdict in VERDICTS:
         same = [part for part in parts if part.verdict == verdict]
-        part = min(same, key=lambda part: math.inf if part.difference is None else abs(part.difference))
-        label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", part.label)
-        result = f" ({part.difference_text}, interval {part.interval_text or '?'})" if part.difference_text else ""
-        texts.append(f"*{verdict}* ({len(same)} of {len(parts)}): {label}{result}")
+        if same:
+            part = min(same, key=lambda part: math.inf if part.difference is None else abs(part.difference))
+            label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", part.label)
+            result = f" ({part.difference_text}, interval {part.interval_text or '?'})" if part.difference_text else ""
+            texts.append(f"*{verdict}* ({len(same)}): {label}{result}")
     return "<br>".join(texts)
 
 
@@ -448,11 +444,15 @@ def overview(kind, results):
     numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
-            verdict = verdict_on_claim([part.verdict for part in parts])
+            verdicts = [part.verdict for part in parts]
+            found = [verdict for verdict in VERDICTS if verdict in verdicts]
+            verdict = IN_PART if HOLDS in found and len(found) > 1 else found[0]
             numbers[verdict].append(number)
-            rows.append((number, CLAIMS[number].sentence, verdict, describe_evidence(parts)))
+            counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
+            rows.append((number, CLAIMS[number].sentence, counted, describe_evidence(parts)))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
-    return f"**{kind}** ({'; '.join(lists)})\n\n{utils.markdown_table(('', 'claim', 'verdict', 'evidence'), rows)}"
+    columns = ("", "claim", "verdict: parts that hold", "evidence")
+    return f"**{kind}** ({'; '.join(lists)})\n\n{utils.markdown_table(columns, rows)}"
 
 
 def details(number, parts):
