@@ -1191,7 +1191,7 @@ def draw_panels(name, groups, panels, title, columns=3):
         axes.set_title("\n".join(lines), fontsize=8)
     if not any(axes.get_legend() for axes in drawn.axes):  # where panels have their own, colours differ between them
         drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    drawn.suptitle(title[0].upper() + title[1:] + groups[0].runs[0].source_suffix, wrap=True)
+    drawn.suptitle(title + groups[0].runs[0].source_suffix, wrap=True)
     return {f"{name}.png": drawn}
 
 
@@ -1227,11 +1227,11 @@ def compare_curves(groups):
     return draw_panels("curves", groups, panels, title, columns=2)
 
 
-def value_label(config, spec, describe=format_number):
+def value_label(config, spec):
     """Return how pictures write a setting's value. A plain RNN beside others with --gates is named as such."""
     if spec.name == "gates" and config.cell == "rnn":
         return "plain RNN"
-    return describe(getattr(config, spec.name))
+    return format_number(getattr(config, spec.name))
 
 
 def draw_seeds(axes, groups, spec):
@@ -1261,22 +1261,22 @@ def compare_setting(groups, spec):
     captions = [label_configs([group.config for group in family])[1].split(", ") for family in families]
     shared = set.intersection(*map(set, captions))
     panels = []
-    effects = []  # the largest difference in each panel in words
+    effects = []  # the difference between the highest and the lowest mean in each panel, in words
     for common, family in zip(captions, families, strict=True):
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         ranking = sorted(family, key=attrgetter("mean"), reverse=True)
-        labels = [value_label(group.config, spec, spec.label) or group.config.network for group in ranking]
-        message = describe_best(ranking, labels)
-        if len(ranking) > 2:
-            message += f"\nlowest: {labels[-1]} ({ranking[-1].mean:.2f} %)"
-        panels.append((f"{', '.join(common)}\n{message}", partial(draw_seeds, groups=family, spec=spec)))
-        panel = ", ".join(caption for caption in common if caption not in shared) or common[0]
-        points = ranking[0].mean - ranking[-1].mean
-        effects.append(f"{panel}: {labels[0]}, {points:.2f} points above {labels[-1]}")
-    title = "\n".join([f"Best after epoch {groups[0].epoch}, all else equal:", *effects[:4]])
-    return draw_panels(spec.name, groups, panels, title)
+        means = [f"{value_label(group.config, spec)}: {group.mean:.2f} %".replace(" ", "\xa0") for group in ranking]
+        if len(means) > 5:
+            means[4:-1] = ["..."]
+        panels.append((f"{', '.join(common)}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
+        panel = common[0]
+        if [other[0] for other in captions].count(panel) > 1:
+            panel = ", ".join(caption for caption in common if caption not in shared)
+        effects.append(f"{ranking[0].mean - ranking[-1].mean:.2f} ({panel})")
+    title = f"Points by which {spec.flag} changes the mean accuracy after epoch {groups[0].epoch}, all else equal:"
+    return draw_panels(spec.name, groups, panels, f"{title}\n{', '.join(effects[:4])}")
 
 
 def setting_comparisons():

@@ -343,12 +343,12 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    assert drawn.get_suptitle().splitlines()[1] == "RNN: 20 hidden units, 25.00 points above 5 hidden units"
-    best_and_lowest = "best: 20 hidden units (91.00 %, 10.00 points ahead) lowest: 5 hidden units (66.00 %)"
+    title = "Points by which --hidden-size changes the mean accuracy after epoch 10, all else equal:"
+    assert drawn.get_suptitle() == f"{title}\n25.00 (RNN), 14.00 (GRU), 0.50 (LSTM)"
     assert titles_of(drawn) == [
-        f"RNN, Adam, learning rate 1e-3 {best_and_lowest}",
-        "GRU, Adam, learning rate 1e-3 best: 40 hidden units (99.00 %, 14.00 points ahead)",
-        "LSTM, Adam, learning rate 1e-3 best: 20 hidden units (97.50 %, 0.50 points ahead)",
+        "RNN, Adam, learning rate 1e-3 20: 91.00 %, 30: 81.00 %, 10: 71.00 %, 5: 66.00 %",
+        "GRU, Adam, learning rate 1e-3 40: 99.00 %, 20: 85.00 %",
+        "LSTM, Adam, learning rate 1e-3 20: 97.50 %, 30: 97.00 %",
     ]
     rnn = drawn.axes[0]
     assert [text.get_text() for text in rnn.get_xticklabels()] == ["5", "10", "20", "30"]
@@ -367,11 +367,11 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert drawn.get_suptitle() == "Best after epoch 10, all else equal:\nGRU: plain RNN, 4.50 points above full gates"
+    assert titles_of(drawn)[0].endswith(" plain RNN: 6.50 %, constant: 4.00 %, full: 2.00 %")
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle() == "Best after epoch 10, all else equal:\nGRU: full gates, 4.50 points above plain RNN"
-    message = "best: full gates (98.00 %, 2.00 points ahead) lowest: plain RNN (93.50 %)"
-    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {message}"]
+    assert drawn.get_suptitle().endswith(" after epoch 10, all else equal:\n4.50 (GRU)")
+    means = "full: 98.00 %, constant: 96.00 %, plain RNN: 93.50 %"
+    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {means}"]
     (axes,) = drawn.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["plain RNN", "constant", "full"]
     blue, orange = "#0072b2", "#e69f00"

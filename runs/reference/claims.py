@@ -415,8 +415,8 @@ INTRO = """# The claims
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it.
 
 - A part of a claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated
-  otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. Parts that hold are counted.
-- The evidence is the part with the smallest difference for each verdict. All parts, with seeds and p, follow below.
+  otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. The verdict counts the parts that hold.
+- For each verdict, the evidence shows the part with the smallest difference, and how many parts share this verdict.
 - Unless another setting is named, LeNet-5 learns with Adam at 1e-4; recurrent networks have 30 units and PyTorch's
   initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten."""
 DETAILS = """## All parts of the claims
