@@ -1261,21 +1261,24 @@ def compare_setting(groups, spec):
     captions = [label_configs([group.config for group in family])[1].split(", ") for family in families]
     shared = set.intersection(*map(set, captions))
     panels = []
-    effects = []  # the difference between the highest and the lowest mean in each panel, in words
+    effects = []  # the best and the worst value in each panel, in words
     for common, family in zip(captions, families, strict=True):
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         ranking = sorted(family, key=attrgetter("mean"), reverse=True)
-        means = [f"{value_label(group.config, spec)}: {group.mean:.2f} %".replace(" ", "\xa0") for group in ranking]
+        labels = [value_label(group.config, spec) for group in ranking]
+        means = [
+            f"{label}: {group.mean:.2f} %".replace(" ", "\xa0") for label, group in zip(labels, ranking, strict=True)
+        ]
         if len(means) > 5:
             means[4:-1] = ["..."]
         panels.append((f"{', '.join(common)}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
-        panel = common[0]
-        if [other[0] for other in captions].count(panel) > 1:
-            panel = ", ".join(caption for caption in common if caption not in shared)
-        effects.append(f"{ranking[0].mean - ranking[-1].mean:.2f} ({panel})")
-    title = f"Points by which {spec.flag} changes the mean accuracy after epoch {groups[0].epoch}, all else equal:"
+        is_unique = [other[0] for other in captions].count(common[0]) == 1
+        panel = common[0] if is_unique else ", ".join(caption for caption in common if caption not in shared)
+        effect = f"{labels[0]}: +{ranking[0].mean - ranking[-1].mean:.2f} points over {labels[-1]} ({panel})"
+        effects.append(effect.replace(" ", "\xa0"))  # lines are broken only between effects
+    title = f"Best against worst {spec.flag} after epoch {groups[0].epoch}, all else equal:"
     return draw_panels(spec.name, groups, panels, f"{title}\n{', '.join(effects[:4])}")
 
 
