@@ -1268,11 +1268,8 @@ def compare_setting(groups, spec):
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         ranking = sorted(family, key=attrgetter("mean"), reverse=True)
         labels = [value_label(group.config, spec) for group in ranking]
-        means = [
-            f"{label}: {group.mean:.2f} %".replace(" ", "\xa0") for label, group in zip(labels, ranking, strict=True)
-        ]
-        if len(means) > 5:
-            means[4:-1] = ["..."]
+        pairs = list(zip(labels, ranking, strict=True))[:6]
+        means = [f"{label}: {group.mean:.2f} %".replace(" ", "\xa0") for label, group in pairs]
         panels.append((f"{', '.join(common)}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
         is_unique = [other[0] for other in captions].count(common[0]) == 1
         panel = common[0] if is_unique else ", ".join(caption for caption in common if caption not in shared)
@@ -1319,7 +1316,7 @@ def draw_memory(axes, groups, all_rows):
         labels.append(textwrap.fill(bias_label(bias), 14) + kept)
     axes.set_yticks(range(len(biases)), labels, fontsize=8)
     axes.set_ylabel("initial bias (share of the\nstate that it keeps at first)")
-    axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows")
+    axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows after the digit")
     axes.plot([], [], " ", label="in a cell: mean test accuracy, and range of the seeds")
     if not groups[0].runs[0].source_suffix:
         axes.plot([], [], " ", label=f'{MAJORITY_ACCURACY} %: always answering "1"')
