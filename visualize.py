@@ -1275,8 +1275,9 @@ def compare_setting(groups, spec):
         panel = common[0] if is_unique else ", ".join(caption for caption in common if caption not in shared)
         effect = f"{labels[0]}: +{ranking[0].mean - ranking[-1].mean:.2f} points over {labels[-1]} ({panel})"
         effects.append(effect.replace(" ", "\xa0"))  # lines are broken only between effects
+    texts = effects if len(effects) <= 4 else [*effects[:4], "..."]
     title = f"Best against worst {spec.flag} after epoch {groups[0].epoch}, all else equal:"
-    return draw_panels(spec.name, groups, panels, f"{title}\n{', '.join(effects[:4])}")
+    return draw_panels(spec.name, groups, panels, f"{title}\n{', '.join(texts)}")
 
 
 def setting_comparisons():

@@ -145,7 +145,7 @@ def test_no_two_experiments_have_the_same_name(config_class):
     for number in range(2000):
         config = random_config(rng, config_class, largest if number % 2 else None)
         assert configs.setdefault(config.name.lower(), config) == config
-        assert re.fullmatch(r"[a-zA-Z0-9_.+-]{1,240}", config.name)
+        assert re.fullmatch(r"[a-zA-Z0-9_.+-]{1,200}", config.name)
     assert len(configs) > 1000
 
 

@@ -106,7 +106,8 @@ def test_importing_and_looking_at_a_run_change_nothing_else(finished_run):
 
 def test_a_users_matplotlib_settings_change_no_picture(tmp_path, finished_run, call):
     assert call(visualize, finished_run, "--figures", "curves")[0] == 0
-    (tmp_path / "matplotlibrc").write_text("savefig.dpi: 20\nlines.linewidth: 9\nbackend: nowhere\nfont.colour: red\n")
+    settings = "savefig.dpi: 20\nlines.linewidth: 9\naxes.facecolor: red\nbackend: nowhere\nfont.colour: red\n"
+    (tmp_path / "matplotlibrc").write_text(settings)
     flags = (finished_run, "--figures", "curves", "--output-dir", "drawn")
     done = run_command("-W", "error", ROOT / "visualize.py", *flags, cwd=tmp_path, env={"MPLBACKEND": "Qt4Agg"})
     assert (done.returncode, done.stderr) == (0, "")

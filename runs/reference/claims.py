@@ -1,7 +1,8 @@
 """Test the claims of the reference report, and our own, on trained runs.
 
-python -m runs.reference.claims             test the shipped runs and write runs/reference/claims.md
-python -m runs.reference.claims FOLDER      test the runs in FOLDER and write FOLDER/claims.md
+    python -m runs.reference.claims             test the shipped runs
+    python -m runs.reference.claims FOLDER      test the runs in FOLDER
+The tables are written to claims.md in the same folder.
 """
 
 import math
@@ -40,8 +41,7 @@ SAME_WEIGHTS = ((GRU, 55), (LSTM, 64))  # units that give an RNN, or constant ga
 
 def short_label(config, other=None):
     """Return a Config's network and those of its settings that are unusual or differ from another Config of it."""
-    is_cnn = config.script == CNN.script
-    usual = replace(CNN, dataset=config.dataset) if is_cnn else replace(RNN, cell=config.cell)
+    usual = replace(CNN, dataset=config.dataset) if config.script == CNN.script else replace(RNN, cell=config.cell)
     same_network = [other] if other and other.network == config.network else []
     label = visualize.label_configs([config, usual, *same_network])[0][0]
     return f"{config.network}, {label}" if label else config.network
