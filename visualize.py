@@ -166,8 +166,7 @@ class SavedRun:
     @cached_property
     def data(self):
         """The Dataset on which the run was trained."""
-        name, pixels = self.config.dataset, self.config.pixels
-        return utils.load_data(name, self.conditions.data_source, self.data_dir, pixels)
+        return utils.load_data(self.config.dataset, self.conditions.data_source, self.data_dir, self.config.pixels)
 
     @cached_property
     def probabilities(self):
@@ -178,11 +177,6 @@ class SavedRun:
 def is_recurrent(run):
     """Return whether the run's network is recurrent."""
     return isinstance(run.config, rnn_mnist.Config)
-
-
-def has_gates(run):
-    """Return whether the run's network is recurrent and has gates."""
-    return is_recurrent(run) and bool(rnn_mnist.GATE_BLOCKS[run.config.cell])
 
 
 def has_convolutions(run):
@@ -1157,12 +1151,13 @@ def usual_groups(groups, name):
 
 
 def describe_best(groups, labels):
-    """Return in words which group has the highest mean, and its lead over the second in points."""
+    """Return in words which group has the highest mean, its lead over the second, and whether that may be noise."""
     if len(groups) == 1:
         return f"mean: {groups[0].mean:.2f} %"
-    ranking = sorted(zip([group.mean for group in groups], labels, strict=True), reverse=True)
+    ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean, reverse=True)
     (best, label), (second, _) = ranking[:2]
-    return f"best: {label} ({best:.2f} %, {best - second:.2f} points ahead)"
+    doubt = "" if compare_groups(best, second).verdict == HOLDS else ", may\xa0be\xa0noise"
+    return f"best: {label} ({best.mean:.2f} %, {best.mean - second.mean:.2f} points ahead{doubt})"
 
 
 # Pictures of several settings -----------------------------------------------------------------------------------------
@@ -1170,18 +1165,19 @@ def describe_best(groups, labels):
 MAX_PANELS = 24
 MAX_LINES = 6  # in a panel
 MIN_RANGE = 5  # points; a smaller range would make small differences look large
+MAJORITY_ACCURACY = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
 LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "#009E73")  # of Okabe and Ito
 
 
-def draw_panels(name, groups, panels, title, columns=3):
+def draw_panels(name, groups, panels, title):
     """Draw a panel for each (title, draw(axes)), and return the outputs. If there are too many, say what to name."""
     if len(panels) > MAX_PANELS:
         pattern = f"*{groups[0].config.name.partition('_')[0]}*"  # such as *rnn30*
         example = utils.shell_command(groups[0].runs[0].folder.with_name(pattern))
         print_line(f"{name}: more than {MAX_PANELS} panels are needed; pass fewer runs, such as {example}")
         return None
+    columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    columns = math.ceil(len(panels) / rows)  # the last row is as full as possible
     drawn = Figure(figsize=(FIGURE_WIDTH, 2.8 * rows + 0.8))
     for number, (panel_title, draw) in enumerate(panels, start=1):
         axes = drawn.add_subplot(rows, columns, number)
@@ -1190,7 +1186,7 @@ def draw_panels(name, groups, panels, title, columns=3):
         lines = [textwrap.fill(line, 110 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
         axes.set_title("\n".join(lines), fontsize=8)
     if not any(axes.get_legend() for axes in drawn.axes):  # where panels have their own, colours differ between them
-        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     drawn.suptitle(title + groups[0].runs[0].source_suffix, wrap=True)
     return {f"{name}.png": drawn}
 
@@ -1224,14 +1220,15 @@ def compare_curves(groups):
     title = f"Test accuracy after epoch {groups[0].epoch}"
     if len({group.config.dataset for group in groups}) == 1:
         title += f", {describe_best(groups, label_configs([group.config for group in groups])[0])}"
-    return draw_panels("curves", groups, panels, title, columns=2)
+    return draw_panels("curves", groups, panels, title)
 
 
 def value_label(config, spec):
-    """Return how pictures write a setting's value. A plain RNN beside others with --gates is named as such."""
+    """Return how pictures write a setting's value: choices in words, a plain RNN beside gated networks as such."""
     if spec.name == "gates" and config.cell == "rnn":
         return "plain RNN"
-    return format_number(getattr(config, spec.name))
+    value = getattr(config, spec.name)
+    return (spec.label(value) or config.network) if spec.choices else format_number(value)
 
 
 def draw_seeds(axes, groups, spec):
@@ -1242,15 +1239,14 @@ def draw_seeds(axes, groups, spec):
         axes.plot(position + offsets, group.accuracies, ".", color=color)
         axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
     axes.plot([], [], ".", color="0.4", label="one seed")
-    axes.plot([], [], color="0.4", label="mean of the seeds")
-    labels = [value_label(group.config, spec) for group in groups]
-    axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0)
+    axes.plot([], [], color="0.4", label="mean of the seeds (value below)")
+    width = 56 // min(len(groups), 8)  # characters
+    labels = [f"{textwrap.fill(value_label(group.config, spec), width)}\n{group.mean:.2f}" for group in groups]
+    axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=8)
     axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
     axes.grid(visible=False, axis="x")
     low, high = axes.get_ylim()
-    if high - low < MIN_RANGE:
-        top = min(100, (low + high + MIN_RANGE) / 2)
-        axes.set_ylim(top - MIN_RANGE, top)
+    axes.set_ylim(min(low, high - MIN_RANGE), high + 0.2)  # with room for the highest dots
 
 
 def compare_setting(groups, spec):
@@ -1261,23 +1257,29 @@ def compare_setting(groups, spec):
     captions = [label_configs([group.config for group in family])[1].split(", ") for family in families]
     shared = set.intersection(*map(set, captions))
     panels = []
-    effects = []  # the best and the worst value in each panel, in words
+    leads = []  # of the best value in each panel over the worst, in points
+    panels_by_best = {}  # captions of the panels in which a value is best, by the value's label
     for common, family in zip(captions, families, strict=True):
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
-        ranking = sorted(family, key=attrgetter("mean"), reverse=True)
-        labels = [value_label(group.config, spec) for group in ranking]
-        pairs = list(zip(labels, ranking, strict=True))[:6]
-        means = [f"{label}: {group.mean:.2f} %".replace(" ", "\xa0") for label, group in pairs]
-        panels.append((f"{', '.join(common)}\n{', '.join(means)}", partial(draw_seeds, groups=family, spec=spec)))
-        is_unique = [other[0] for other in captions].count(common[0]) == 1
-        panel = common[0] if is_unique else ", ".join(caption for caption in common if caption not in shared)
-        effect = f"{labels[0]}: +{ranking[0].mean - ranking[-1].mean:.2f} points over {labels[-1]} ({panel})"
-        effects.append(effect.replace(" ", "\xa0"))  # lines are broken only between effects
-    texts = effects if len(effects) <= 4 else [*effects[:4], "..."]
-    title = f"Best against worst {spec.flag} after epoch {groups[0].epoch}, all else equal:"
-    return draw_panels(spec.name, groups, panels, f"{title}\n{', '.join(texts)}")
+        labels = [value_label(group.config, spec) for group in family]
+        best = max(family, key=attrgetter("mean"))
+        leads.append(best.mean - min(group.mean for group in family))
+        panel_title = f"{', '.join(common)}\n{describe_best(family, labels)}"
+        panels.append((panel_title, partial(draw_seeds, groups=family, spec=spec)))
+        panel = ", ".join(caption for caption in common if caption not in shared) or common[0]
+        if len(families) > 2 and [other[0] for other in captions].count(common[0]) == 1:
+            panel = common[0]
+        names = panels_by_best.setdefault(value_label(best.config, spec), [])
+        names.append(panel.replace(" ", "\xa0"))  # lines are broken between panels
+    values = []
+    for label, names in panels_by_best.items():
+        where = "; ".join(names) if len(panels) <= 4 else f"{len(names)} of {len(panels)} panels"
+        values.append(f"{label} ({where})")
+    title = f"Best {spec.flag} after epoch {groups[0].epoch}: {', '.join(values)}"
+    points = " to ".join(f"{lead:.2f}" for lead in sorted({min(leads), max(leads)}))
+    return draw_panels(spec.name, groups, panels, f"{title}\n{points} points above the worst value, all else equal")
 
 
 def setting_comparisons():
@@ -1285,16 +1287,6 @@ def setting_comparisons():
     specs = [spec for config_class in CONFIGS.values() for spec in config_class.specs()]
     not_shown = ("seed", "dataset", "rows_before", "rows_after", "keep_bias")
     return {spec.name: partial(compare_setting, spec=spec) for spec in specs if spec.name not in not_shown}
-
-
-# Recurrent networks: what they learn and remember ---------------------------------------------------------------------
-
-MAJORITY_ACCURACY = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
-
-
-def bias_label(keep_bias):
-    """Return how captions name a value of --keep-bias."""
-    return "PyTorch's initialisation" if keep_bias is None else f"B = {format_number(keep_bias)}"
 
 
 def draw_memory(axes, groups, all_rows):
@@ -1306,21 +1298,22 @@ def draw_memory(axes, groups, all_rows):
         cell = biases.index(group.config.keep_bias), all_rows.index(group.config.rows_after)
         means[cell] = group.mean
         texts[cell] = f"{group.mean:.2f} %"
-        if len(group.runs) > 1:
+        if max(group.accuracies) - min(group.accuracies) > 1:
             texts[cell] += f"\n{min(group.accuracies):.0f} to {max(group.accuracies):.0f}"
     axes.imshow(means, cmap="Blues", vmin=0, vmax=150, aspect="auto")  # dark colours would hide numbers
     for (row, column), text in np.ndenumerate(texts):
         axes.text(column, row, text, ha="center", va="center", fontsize=8)
-    labels = []
-    for bias in biases:
-        kept = "" if bias is None else f"\n({100 / (1 + math.exp(-bias)):.0f} %)"
-        labels.append(textwrap.fill(bias_label(bias), 14) + kept)
+    shares = [(bias, 100 / (1 + math.exp(-bias))) for bias in biases if bias is not None]
+    labels = [f"B = {format_number(bias)}\n({share:.0f} %)" for bias, share in shares]
+    if None in biases:
+        labels.insert(0, "PyTorch's\ninitialisation")
     axes.set_yticks(range(len(biases)), labels, fontsize=8)
-    axes.set_ylabel("initial bias (share of the\nstate that it keeps at first)")
+    axes.set_ylabel("--keep-bias B (share of the\nstate kept at first)")
     axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows after the digit")
-    axes.plot([], [], " ", label="in a cell: mean test accuracy, and range of the seeds")
+    notes = ["plain RNN: recurrent weights sigmoid(B) × identity", "mean; range of the seeds if over 1 point"]
     if not groups[0].runs[0].source_suffix:
-        axes.plot([], [], " ", label=f'{MAJORITY_ACCURACY} %: always answering "1"')
+        notes.append(f'{MAJORITY_ACCURACY} %: always answering "1"')
+    axes.plot([], [], " ", label="\n".join(notes))
     axes.grid(visible=False)
 
 
@@ -1342,15 +1335,16 @@ def compare_memory(groups):
     all_rows = sorted({group.config.rows_after for group in shown})
     labels, common = label_configs(networks)
     panels = []
+    effects = []
     for label, network in zip(labels, networks, strict=True):
-        best = max(members[network], key=attrgetter("config.rows_after", "mean"))
-        result = f"best at {best.config.rows_after} rows: {bias_label(best.config.keep_bias)} ({best.mean:.2f} %)"
-        draw = partial(draw_memory, groups=members[network], all_rows=all_rows)
-        panels.append((f"{label or common}\n{result}", draw))
-    longest = sorted([group for group in shown if group.config.rows_after == all_rows[-1]], key=attrgetter("mean"))
-    best_means = {group.config.network: f"{group.config.network} {group.mean:.2f} %" for group in longest}
-    title = f"Best with {all_rows[-1]} blank rows after epoch {shown[0].epoch}: {', '.join(best_means.values())}"
-    return draw_panels("memory", shown, panels, f"{title}\n{common}", columns=2)
+        panels.append((f"{label}\n{common}".strip(), partial(draw_memory, groups=members[network], all_rows=all_rows)))
+        longest = [group for group in members[network] if group.config.rows_after == all_rows[-1]]
+        means = {group.config.keep_bias: group.mean for group in longest}
+        default = f"{means.pop(None):.2f} %" if None in means else "not run"
+        best = f"{max(means.values()):.2f} %" if means else "not run"
+        effects.append(f"{label or common}: {default} → {best}".replace(" ", "\xa0"))
+    title = f"Accuracy after epoch {shown[0].epoch} with {all_rows[-1]} blank rows, PyTorch's initialisation → best B:"
+    return draw_panels("memory", shown, panels, f"{title}\n{', '.join(effects)}")
 
 
 # Statistics: the permutation test of the difference of two means ------------------------------------------------------
@@ -1471,6 +1465,17 @@ def starts_equal(first, second):
     return first.script == second.script and differing <= keep_start
 
 
+def compare_groups(first, second, labels=("", "")):
+    """Return the Comparison of the accuracies of two Groups. Runs of one seed are pairs if both groups start equal."""
+    measurements = []
+    for group, label in zip((first, second), labels, strict=True):
+        seeds = [run.config.seed for run in group.runs]
+        measurements.append(Measurements(label, dict(zip(seeds, group.accuracies, strict=True))))
+    seeds, other_seeds = [set(measured.values) for measured in measurements]
+    has_pairs = seeds <= other_seeds or seeds >= other_seeds
+    return compare(*measurements, paired=starts_equal(first.config, second.config) and has_pairs)
+
+
 def pooled_conditions(runs):
     """Return in words how runs differ in precision and device, such as 'precision (bf16, fp32)', '' if not at all."""
     differing = []
@@ -1483,21 +1488,15 @@ def pooled_conditions(runs):
 
 def compare_two_settings(groups):
     """Return in words which of two groups has the higher mean, and whether its lead may be chance."""
-    measurements = []
-    for group, label in zip(groups, label_configs([group.config for group in groups])[0], strict=True):
-        seeds = [run.config.seed for run in group.runs]
-        measurements.append(Measurements(label, dict(zip(seeds, group.accuracies, strict=True))))
-    first, second = measurements
-    has_pairs = first.values.keys() <= second.values.keys() or first.values.keys() >= second.values.keys()
-    paired = starts_equal(groups[0].config, groups[1].config) and has_pairs
-    result = compare(first, second, paired=paired)
+    labels, _ = label_configs([group.config for group in groups])
+    result = compare_groups(*groups, labels)
     if result.difference < 0:
-        first, second = second, first
-        result = compare(first, second, paired=paired)
+        labels.reverse()
+        result = compare_groups(*groups[::-1], labels)
     facts = [f"difference {result.difference_text}"]
     if result.total > 1:
         facts.append(f"higher in {result.agreeing} of {result.total} seeds")
-    seeds = result.total if paired else min(len(first.values), len(second.values))
+    seeds = min(len(group.runs) for group in groups)
     if seeds == 1 or not result.interval_text:
         count = ("one seed", "two seeds", "three seeds", "four seeds")[seeds - 1]
         verdict = f"{count} cannot decide; add --seed 0 1 2 3 4"
@@ -1506,7 +1505,7 @@ def compare_two_settings(groups):
         facts += [f"p = {p:.4f} (two-sided permutation test)", f"90 % interval {result.interval_text}"]
         verdict = "undecided, because the interval contains 0"
         if result.verdict == HOLDS:
-            verdict = f"{first.label} is better, because the interval lies above 0"
+            verdict = f"{labels[0]} is better, because the interval lies above 0"
     text = f"{result.label}: {', '.join(facts)}; {verdict}."
     pooled = pooled_conditions(groups[0].runs + groups[1].runs)
     return f"{text} The runs differ in {pooled}." if pooled else text
@@ -1529,7 +1528,6 @@ def results(groups):
 
 # The figures by name --------------------------------------------------------------------------------------------------
 
-
 # A figure of one run. draw(run), or draw(run, rows) with the rows of its table, returns a Figure. fits(run): whether a
 # run has it. measure(run): the rows of its table, list of dict whose first column is the epoch, if it has a table.
 FigureSpec = namedtuple("FigureSpec", "draw fits measure", defaults=(None,))
@@ -1547,7 +1545,7 @@ FIGURES = {
     "gabor": FigureSpec(gabor, has_convolutions, measure_gabor),
     "gradients": FigureSpec(gradients, is_recurrent, measure_gradients),
     "reading": FigureSpec(reading, is_recurrent, measure_reading),
-    "gates": FigureSpec(gates, has_gates, measure_gates),
+    "gates": FigureSpec(gates, lambda run: is_recurrent(run) and run.config.cell != "rnn", measure_gates),
 }
 COMPARISONS = setting_comparisons() | {"results": results, "curves": compare_curves, "memory": compare_memory}
 

@@ -112,12 +112,11 @@ def test_runs_on_synthetic_data_are_compared_only_among_themselves(call, tmp_pat
     assert "skipping runs on synthetic data (3); to compare them, pass only them" in compare_results(call, tmp_path)
     assert results_in(tmp_path) == [("1", "98.00")]
     assert "skipping" not in "".join(compare_results(call, tmp_path / "mine"))
-    caption = "GRU, 30 hidden units, Adam, learning rate 1e-3, synthetic data"
     first, _ = results_in(tmp_path / "mine", ("experiment", "mean", "reported"))
-    assert first == (caption, "65.00", "")
+    assert first == ("GRU, 30 hidden units, Adam, learning rate 1e-3, synthetic data", "65.00", "")
     drawn = draw("memory", groups_in(tmp_path / "mine"))
-    assert drawn.get_suptitle().endswith(f"\n{caption}")
-    assert 'always answering "1"' not in colors_in(drawn.legends[0]), "it is known only of MNIST"
+    assert drawn.get_suptitle().replace("\xa0", " ").endswith(" rate 1e-3: 50.00 % → not run, synthetic data")
+    assert "always answering" not in drawn.legends[0].texts[0].get_text(), "it is known only of MNIST"
 
 
 def test_damaged_runs_and_duplicates_of_longer_runs_are_skipped(call, tmp_path):
@@ -166,10 +165,7 @@ def test_patterns_repeated_folders_and_folders_without_runs(call, tmp_path, monk
     missing, empty = tmp_path / "missing", tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(path.parent)
-    for folders in (
-        ["gru*", path.name],
-        [path, missing, tmp_path / "*" / "gru*", same_path.with_name("lstm*?"), empty],
-    ):
+    for folders in (["gru*", path.name], [path, missing, tmp_path / "*/gru*", same_path.with_name("lstm*?"), empty]):
         lines = compare_results(call, *folders)
         assert results_in(tmp_path) == [("2", "90.00"), ("1", "90.00")], "beside the folder of the script"
         shutil.rmtree(tmp_path / "comparison")
@@ -330,8 +326,10 @@ def test_each_setting_that_varies_makes_groups_pairs_and_a_picture(tmp_path, scr
     if has_picture:
         (axes,) = draw(spec.name, groups).axes
         shown = groups[::-1] if spec.name == "gates" else groups  # from gates that see nothing to full ones
-        labels = [utils.format_number(getattr(group.config, spec.name)) for group in shown]
-        assert [text.get_text() for text in axes.get_xticklabels()] == labels
+        numbers = [utils.format_number(getattr(group.config, spec.name)) for group in shown]
+        words, _ = visualize.label_configs([group.config for group in shown])
+        labels = [text.get_text().partition("\n")[0] for text in axes.get_xticklabels()]
+        assert labels == (words if spec.choices else numbers)
         assert [values for values, _ in drawn_points(axes, ".").values()] == [group.accuracies for group in shown]
 
 
@@ -343,15 +341,16 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    effects = "20: +25.00 points over 5 (RNN), 40: +14.00 points over 20 (GRU), 20: +0.50 points over 30 (LSTM)"
-    assert drawn.get_suptitle().replace("\xa0", " ").endswith(f"after epoch 10, all else equal:\n{effects}")
+    values, leads = drawn.get_suptitle().splitlines()
+    assert values == "Best --hidden-size after epoch 10: 20 (RNN; LSTM), 40 (GRU)"
+    assert leads == "0.50 to 25.00 points above the worst value, all else equal"
     assert titles_of(drawn) == [
-        "RNN, Adam, learning rate 1e-3 20: 91.00 %, 30: 81.00 %, 10: 71.00 %, 5: 66.00 %",
-        "GRU, Adam, learning rate 1e-3 40: 99.00 %, 20: 85.00 %",
-        "LSTM, Adam, learning rate 1e-3 20: 97.50 %, 30: 97.00 %",
+        "RNN, Adam, learning rate 1e-3 best: 20 (91.00 %, 10.00 points ahead)",
+        "GRU, Adam, learning rate 1e-3 best: 40 (99.00 %, 14.00 points ahead, may be noise)",
+        "LSTM, Adam, learning rate 1e-3 best: 20 (97.50 %, 0.50 points ahead, may be noise)",
     ]
     rnn = drawn.axes[0]
-    assert [text.get_text() for text in rnn.get_xticklabels()] == ["5", "10", "20", "30"]
+    assert [text.get_text() for text in rnn.get_xticklabels()] == ["5\n66.00", "10\n71.00", "20\n91.00", "30\n81.00"]
     points = [(x, values) for x, (values, _) in drawn_points(rnn, ".").items()]
     assert points == [(0, [64, 65, 69]), (1, [69, 70, 74]), (2, [89, 90, 94]), (3, [79, 80, 84])]
     means = np.array([lines.get_segments()[0].mean(0) for lines in rnn.collections])
@@ -359,7 +358,7 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for axes, color in zip(drawn.axes, ("#e69f00", "#0072b2", "#009e73"), strict=True):
         colors = [color_of_dots for _, color_of_dots in drawn_points(axes, ".").values()]
         assert {*colors, *(to_hex(lines.get_color()[0]) for lines in axes.collections)} == {color}
-    assert list(colors_in(drawn.legends[0])) == ["one seed", "mean of the seeds"]
+    assert list(colors_in(drawn.legends[0])) == ["one seed", "mean of the seeds (value below)"]
 
 
 def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
@@ -367,13 +366,14 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert titles_of(drawn)[0].endswith(" plain RNN: 6.50 %, constant: 4.00 %, full: 2.00 %")
+    assert titles_of(drawn)[0].endswith(" best: plain RNN (6.50 %, 2.50 points ahead, may be noise)")
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle().replace("\xa0", " ").endswith("\nfull: +4.50 points over plain RNN (GRU)")
-    means = "full: 98.00 %, constant: 96.00 %, plain RNN: 93.50 %"
-    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {means}"]
+    assert drawn.get_suptitle().startswith("Best --gates after epoch 10: full gates (GRU)\n4.50 points above the worst")
+    best = "best: full gates (98.00 %, 2.00 points ahead, may be noise)"
+    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {best}"]
     (axes,) = drawn.axes
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["plain RNN", "constant", "full"]
+    labels = ["plain RNN\n93.50", "constant gates\n96.00", "full gates\n98.00"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == labels
     blue, orange = "#0072b2", "#e69f00"
     assert drawn_points(axes, ".") == {0: ([93.5], orange), 1: ([96], blue), 2: ([98], blue)}
 
@@ -391,11 +391,12 @@ def test_curves_show_each_setting_once_six_in_a_panel(tmp_path):
     assert title.startswith("Test accuracy after epoch 10, best: GRU, ")
     assert title.endswith("(40.00 %, 9.00 points ahead)")
     drawn = draw("curves", groups)
+    doubt = "points ahead, may be noise)"
     assert drawn.get_suptitle() == "Test accuracy after epoch 10"  # on two data sets no setting is best
     assert titles_of(drawn) == [
-        "LeNet-5 on CIFAR-10, SGD, momentum 0.9, batch 32 best: learning rate 0.25 (55.00 %, 3.00 points ahead)",
+        f"LeNet-5 on CIFAR-10, SGD, momentum 0.9, batch 32 best: learning rate 0.25 (55.00 %, 3.00 {doubt}",
         "RNN, Adam, learning rate 1e-3 best: 3 hidden units (30.00 %, 13.00 points ahead)",
-        "RNN, Adam, learning rate 1e-3 best: 7 hidden units (19.00 %, 1.00 points ahead)",
+        f"RNN, Adam, learning rate 1e-3 best: 7 hidden units (19.00 %, 1.00 {doubt}",
         "GRU, 30 hidden units, input-only gates, Adam, learning rate 0.01 mean: 40.00 %",
         "LSTM, 30 hidden units, Adam, learning rate 0.02 mean: 31.00 %",
     ]
@@ -435,10 +436,12 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
     for config in (GRU(rows_before=14), GRU(20), GRU(rows_after=56, gates="input"), GRU(lr=0.01, rows_after=56)):
         invent_run(tmp_path, config, 97)  # not shown
     drawn = draw("memory", groups_in(tmp_path))
-    assert drawn.get_suptitle().startswith("Best with 56 blank rows after epoch 10: GRU 91.00 %, LSTM 81.00 %\n")
-    assert titles_of(drawn) == ["GRU best at 56 rows: B = 1 (91.00 %)", "LSTM best at 56 rows: B = 1 (81.00 %)"]
-    assert [*colors_in(drawn.legends[0])][1] == '11.35 %: always answering "1"'
-    gru_cells = ["98.50 % 98 to 99", "65.00 % 60 to 70", "20.00 %", "not run", "not run", "91.00 % 90 to 92"]
+    title = "Accuracy after epoch 10 with 56 blank rows, PyTorch's initialisation → best B:"
+    effects = "GRU: 20.00 % → 91.00 %, LSTM: not run → 81.00 %"
+    assert drawn.get_suptitle().replace("\xa0", " ") == f"{title}\n{effects}"
+    assert titles_of(drawn) == [f"{cell} 30 hidden units, Adam, learning rate 1e-3" for cell in ("GRU", "LSTM")]
+    assert drawn.legends[0].texts[0].get_text().endswith('\n11.35 %: always answering "1"')
+    gru_cells = ["98.50 %", "65.00 % 60 to 70", "20.00 %", "not run", "not run", "91.00 % 90 to 92"]
     lstm_cells = ["not run", "not run", "81.00 % 80 to 82", "not run", "not run", "71.00 % 70 to 72"]
     expected = [
         ("0 14 56", ["PyTorch's initialisation", "B = 1 (73 %)"], gru_cells, [[98.5, 65, 20], [None, None, 91]]),

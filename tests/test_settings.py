@@ -185,7 +185,6 @@ def test_older_runs_have_the_defaults_of_newer_settings(tmp_path):
         (RNN_RECORD % b'"cell": "elman"', "--cell must be one of rnn, gru, lstm, not elman"),
         (RNN_RECORD % b'"lr": "fast"', "does not fit this version of the project"),
     ],
-    ids=["bytes", "script", "unknown-setting", "other-fixed-value", "value", "type"],
 )
 def test_a_foreign_config_json_is_refused_and_named(tmp_path, content, reason):
     path = tmp_path / "config.json"

@@ -117,7 +117,6 @@ def test_a_users_matplotlib_settings_change_no_picture(tmp_path, finished_run, c
 @pytest.mark.parametrize(
     ("omp_num_threads", "container_limit", "expected"),
     [("", "max 100000", 6), ("", "150000 100000", 2), ("5", "200000 100000", 5)],
-    ids=["all-cores", "container", "OMP_NUM_THREADS"],
 )
 def test_threads_are_those_asked_for_or_those_of_the_container(monkeypatch, omp_num_threads, container_limit, expected):
     monkeypatch.setenv("OMP_NUM_THREADS", omp_num_threads)
