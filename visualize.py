@@ -1150,21 +1150,26 @@ def usual_groups(groups, name):
     return usual or groups
 
 
+def has_clear_best(groups):
+    """Return whether the lead of the group with the highest mean over the second is more than noise."""
+    second, best = sorted(groups, key=attrgetter("mean"))[-2:]
+    return compare_groups(best, second).verdict == HOLDS
+
+
 def describe_best(groups, labels):
     """Return in words which group has the highest mean, its lead over the second, and whether that may be noise."""
     if len(groups) == 1:
         return f"mean: {groups[0].mean:.2f} %"
-    ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean, reverse=True)
+    ranking = sorted(zip([group.mean for group in groups], labels, strict=True), reverse=True)
     (best, label), (second, _) = ranking[:2]
-    doubt = "" if compare_groups(best, second).verdict == HOLDS else ", may\xa0be\xa0noise"
-    return f"best: {label} ({best.mean:.2f} %, {best.mean - second.mean:.2f} points ahead{doubt})"
+    doubt = "" if has_clear_best(groups) else ", may\xa0be\xa0noise"
+    return f"best: {label} ({best:.2f} %, {best - second:.2f} points ahead{doubt})"
 
 
 # Pictures of several settings -----------------------------------------------------------------------------------------
 
 MAX_PANELS = 24
 MAX_LINES = 6  # in a panel
-MIN_RANGE = 5  # points; a smaller range would make small differences look large
 MAJORITY_ACCURACY = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
 LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "#009E73")  # of Okabe and Ito
 
@@ -1224,11 +1229,10 @@ def compare_curves(groups):
 
 
 def value_label(config, spec):
-    """Return how pictures write a setting's value: choices in words, a plain RNN beside gated networks as such."""
+    """Return a setting's value in words. A plain RNN, which has no gates, is named as such beside others with gates."""
     if spec.name == "gates" and config.cell == "rnn":
         return "plain RNN"
-    value = getattr(config, spec.name)
-    return (spec.label(value) or config.network) if spec.choices else format_number(value)
+    return spec.label(getattr(config, spec.name)) or config.network
 
 
 def draw_seeds(axes, groups, spec):
@@ -1239,14 +1243,17 @@ def draw_seeds(axes, groups, spec):
         axes.plot(position + offsets, group.accuracies, ".", color=color)
         axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
     axes.plot([], [], ".", color="0.4", label="one seed")
-    axes.plot([], [], color="0.4", label="mean of the seeds (value below)")
+    axes.plot([], [], color="0.4", label="mean (below, with its difference from the best)")
+    best = max(group.mean for group in groups)
     width = 56 // min(len(groups), 8)  # characters
-    labels = [f"{textwrap.fill(value_label(group.config, spec), width)}\n{group.mean:.2f}" for group in groups]
+    labels = []
+    for group in groups:
+        value = value_label(group.config, spec) if spec.choices else format_number(getattr(group.config, spec.name))
+        difference = "best" if group.mean == best else f"{group.mean - best:.2f}"
+        labels.append(f"{textwrap.fill(value, width)}\n{group.mean:.2f}\n({difference})")
     axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=8)
     axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
     axes.grid(visible=False, axis="x")
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, high - MIN_RANGE), high + 0.2)  # with room for the highest dots
 
 
 def compare_setting(groups, spec):
@@ -1257,29 +1264,23 @@ def compare_setting(groups, spec):
     captions = [label_configs([group.config for group in family])[1].split(", ") for family in families]
     shared = set.intersection(*map(set, captions))
     panels = []
-    leads = []  # of the best value in each panel over the worst, in points
     panels_by_best = {}  # captions of the panels in which a value is best, by the value's label
     for common, family in zip(captions, families, strict=True):
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         labels = [value_label(group.config, spec) for group in family]
-        best = max(family, key=attrgetter("mean"))
-        leads.append(best.mean - min(group.mean for group in family))
         panel_title = f"{', '.join(common)}\n{describe_best(family, labels)}"
         panels.append((panel_title, partial(draw_seeds, groups=family, spec=spec)))
         panel = ", ".join(caption for caption in common if caption not in shared) or common[0]
         if len(families) > 2 and [other[0] for other in captions].count(common[0]) == 1:
             panel = common[0]
-        names = panels_by_best.setdefault(value_label(best.config, spec), [])
-        names.append(panel.replace(" ", "\xa0"))  # lines are broken between panels
-    values = []
-    for label, names in panels_by_best.items():
-        where = "; ".join(names) if len(panels) <= 4 else f"{len(names)} of {len(panels)} panels"
-        values.append(f"{label} ({where})")
-    title = f"Best {spec.flag} after epoch {groups[0].epoch}: {', '.join(values)}"
-    points = " to ".join(f"{lead:.2f}" for lead in sorted({min(leads), max(leads)}))
-    return draw_panels(spec.name, groups, panels, f"{title}\n{points} points above the worst value, all else equal")
+        best = max(family, key=attrgetter("mean"))
+        label = value_label(best.config, spec) if has_clear_best(family) else "undecided"
+        panels_by_best.setdefault(label, []).append(panel.replace(" ", "\xa0"))  # lines are broken between panels
+    results = [f"{label} ({'; '.join(names)})" for label, names in panels_by_best.items()]
+    title = f"Highest test accuracy after epoch {groups[0].epoch}: {', '.join(results)}"
+    return draw_panels(spec.name, groups, panels, title)
 
 
 def setting_comparisons():
@@ -1289,9 +1290,10 @@ def setting_comparisons():
     return {spec.name: partial(compare_setting, spec=spec) for spec in specs if spec.name not in not_shown}
 
 
-def draw_memory(axes, groups, all_rows):
+def draw_memory(axes, groups):
     """Draw accuracies as a table: a column for each number of blank rows, a row for each initial bias."""
     biases = sorted({group.config.keep_bias for group in groups}, key=lambda bias: (bias is not None, bias))
+    all_rows = sorted({group.config.rows_after for group in groups})
     means = np.full((len(biases), len(all_rows)), math.nan)
     texts = np.full(means.shape, "not run", dtype=object)
     for group in groups:
@@ -1300,7 +1302,8 @@ def draw_memory(axes, groups, all_rows):
         texts[cell] = f"{group.mean:.2f} %"
         if max(group.accuracies) - min(group.accuracies) > 1:
             texts[cell] += f"\n{min(group.accuracies):.0f} to {max(group.accuracies):.0f}"
-    axes.imshow(means, cmap="Blues", vmin=0, vmax=150, aspect="auto")  # dark colours would hide numbers
+    colors = matplotlib.colormaps["Blues"].with_extremes(bad="0.9")
+    axes.imshow(means, cmap=colors, vmin=0, vmax=150, aspect="auto")  # dark colours would hide numbers
     for (row, column), text in np.ndenumerate(texts):
         axes.text(column, row, text, ha="center", va="center", fontsize=8)
     shares = [(bias, 100 / (1 + math.exp(-bias))) for bias in biases if bias is not None]
@@ -1332,18 +1335,19 @@ def compare_memory(groups):
         return None
     networks = [network for network in tried if len(tried[network]) >= min(most, 2)]  # one B says little beside several
     shown = [group for network in networks for group in members[network]]
-    all_rows = sorted({group.config.rows_after for group in shown})
+    longest = max(group.config.rows_after for group in shown)
     labels, common = label_configs(networks)
     panels = []
     effects = []
     for label, network in zip(labels, networks, strict=True):
-        panels.append((f"{label}\n{common}".strip(), partial(draw_memory, groups=members[network], all_rows=all_rows)))
-        longest = [group for group in members[network] if group.config.rows_after == all_rows[-1]]
-        means = {group.config.keep_bias: group.mean for group in longest}
-        default = f"{means.pop(None):.2f} %" if None in means else "not run"
-        best = f"{max(means.values()):.2f} %" if means else "not run"
-        effects.append(f"{label or common}: {default} → {best}".replace(" ", "\xa0"))
-    title = f"Accuracy after epoch {shown[0].epoch} with {all_rows[-1]} blank rows, PyTorch's initialisation → best B:"
+        panels.append((f"{label}\n{common}".strip(), partial(draw_memory, groups=members[network])))
+        means = {group.config.keep_bias: group.mean for group in members[network] if group.config.rows_after == longest}
+        if means:
+            effect = f"{label or common}: {max(means.values()):.2f} %"
+            if None in means and len(means) > 1:
+                effect += f" ({max(means.values()) - means[None]:+.2f} points)"
+            effects.append(effect.replace(" ", "\xa0"))
+    title = f"Best accuracy with {longest} blank rows (epoch {shown[0].epoch}), and gain over PyTorch's initialisation:"
     return draw_panels("memory", shown, panels, f"{title}\n{', '.join(effects)}")
 
 
@@ -1564,8 +1568,6 @@ def open_run(folder, data_dir):
     run = SavedRun(folder, data_dir)
     if run.epoch == 0:
         raise InputError(f"{folder} has not finished an epoch; train it first")
-    if folder.absolute().name not in (run.config.name, f"synthetic_{run.config.name}"):
-        print_line(f"{folder}: the folder's name differs from its config.json: {run.config.name}")
     return run
 
 

@@ -115,7 +115,7 @@ def test_runs_on_synthetic_data_are_compared_only_among_themselves(call, tmp_pat
     first, _ = results_in(tmp_path / "mine", ("experiment", "mean", "reported"))
     assert first == ("GRU, 30 hidden units, Adam, learning rate 1e-3, synthetic data", "65.00", "")
     drawn = draw("memory", groups_in(tmp_path / "mine"))
-    assert drawn.get_suptitle().replace("\xa0", " ").endswith(" rate 1e-3: 50.00 % → not run, synthetic data")
+    assert drawn.get_suptitle().replace("\xa0", " ").endswith(" rate 1e-3: 50.00 %, synthetic data")
     assert "always answering" not in drawn.legends[0].texts[0].get_text(), "it is known only of MNIST"
 
 
@@ -137,10 +137,9 @@ def test_a_folder_named_reference_is_skipped_unless_it_is_named(call, tmp_path):
     skipped = call(visualize, tmp_path)
     assert_refused(skipped, f"{tmp_path} holds no finished run; train one with python rnn_mnist.py, or compare ")
     assert_refused(skipped, f"the shipped runs with python visualize.py {shlex.quote(str(tmp_path / 'reference'))}")
-    renamed = invent_run(tmp_path, LSTM(), 90, name=LSTM(lr=0.01).name)
+    invent_run(tmp_path, LSTM(), 90)
     lines = compare_results(call, tmp_path)
     assert f"skipping {tmp_path / 'reference'}: name it to compare its runs" in lines
-    assert f"{renamed}: the folder's name differs from its config.json: {LSTM().name}" in lines
     assert results_in(tmp_path) == [("1", "90.00")]
     compare_results(call, tmp_path / "reference")
     assert results_in(tmp_path / "reference") == [("2", "80.00")]
@@ -271,6 +270,11 @@ def titles_of(drawn):
     return [" ".join(axes.get_title().split()) for axes in drawn.axes]
 
 
+def ticks_of(axes):
+    """Return the labels of the x axis, each as one line."""
+    return [" ".join(text.get_text().split()) for text in axes.get_xticklabels()]
+
+
 def drawn_points(axes, marker):
     """Return the y values and the colour of each group of points with this marker, by their mean x."""
     shown = [line for line in axes.lines if line.get_marker() == marker and len(line.get_ydata())]
@@ -328,7 +332,7 @@ def test_each_setting_that_varies_makes_groups_pairs_and_a_picture(tmp_path, scr
         shown = groups[::-1] if spec.name == "gates" else groups  # from gates that see nothing to full ones
         numbers = [utils.format_number(getattr(group.config, spec.name)) for group in shown]
         words, _ = visualize.label_configs([group.config for group in shown])
-        labels = [text.get_text().partition("\n")[0] for text in axes.get_xticklabels()]
+        labels = [label.rpartition(" 6")[0] for label in ticks_of(axes)]  # without the mean, which is 61 or 62
         assert labels == (words if spec.choices else numbers)
         assert [values for values, _ in drawn_points(axes, ".").values()] == [group.accuracies for group in shown]
 
@@ -341,16 +345,14 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    values, leads = drawn.get_suptitle().splitlines()
-    assert values == "Best --hidden-size after epoch 10: 20 (RNN; LSTM), 40 (GRU)"
-    assert leads == "0.50 to 25.00 points above the worst value, all else equal"
+    assert drawn.get_suptitle() == "Highest test accuracy after epoch 10: 20 hidden units (RNN), undecided (GRU; LSTM)"
     assert titles_of(drawn) == [
-        "RNN, Adam, learning rate 1e-3 best: 20 (91.00 %, 10.00 points ahead)",
-        "GRU, Adam, learning rate 1e-3 best: 40 (99.00 %, 14.00 points ahead, may be noise)",
-        "LSTM, Adam, learning rate 1e-3 best: 20 (97.50 %, 0.50 points ahead, may be noise)",
+        "RNN, Adam, learning rate 1e-3 best: 20 hidden units (91.00 %, 10.00 points ahead)",
+        "GRU, Adam, learning rate 1e-3 best: 40 hidden units (99.00 %, 14.00 points ahead, may be noise)",
+        "LSTM, Adam, learning rate 1e-3 best: 20 hidden units (97.50 %, 0.50 points ahead, may be noise)",
     ]
     rnn = drawn.axes[0]
-    assert [text.get_text() for text in rnn.get_xticklabels()] == ["5\n66.00", "10\n71.00", "20\n91.00", "30\n81.00"]
+    assert ticks_of(rnn) == ["5 66.00 (-25.00)", "10 71.00 (-20.00)", "20 91.00 (best)", "30 81.00 (-10.00)"]
     points = [(x, values) for x, (values, _) in drawn_points(rnn, ".").items()]
     assert points == [(0, [64, 65, 69]), (1, [69, 70, 74]), (2, [89, 90, 94]), (3, [79, 80, 84])]
     means = np.array([lines.get_segments()[0].mean(0) for lines in rnn.collections])
@@ -358,7 +360,7 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for axes, color in zip(drawn.axes, ("#e69f00", "#0072b2", "#009e73"), strict=True):
         colors = [color_of_dots for _, color_of_dots in drawn_points(axes, ".").values()]
         assert {*colors, *(to_hex(lines.get_color()[0]) for lines in axes.collections)} == {color}
-    assert list(colors_in(drawn.legends[0])) == ["one seed", "mean of the seeds (value below)"]
+    assert list(colors_in(drawn.legends[0])) == ["one seed", "mean (below, with its difference from the best)"]
 
 
 def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
@@ -368,12 +370,11 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
     assert titles_of(drawn)[0].endswith(" best: plain RNN (6.50 %, 2.50 points ahead, may be noise)")
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle().startswith("Best --gates after epoch 10: full gates (GRU)\n4.50 points above the worst")
+    assert drawn.get_suptitle() == "Highest test accuracy after epoch 10: undecided (GRU)", "there is one seed of each"
     best = "best: full gates (98.00 %, 2.00 points ahead, may be noise)"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {best}"]
     (axes,) = drawn.axes
-    labels = ["plain RNN\n93.50", "constant gates\n96.00", "full gates\n98.00"]
-    assert [text.get_text() for text in axes.get_xticklabels()] == labels
+    assert ticks_of(axes) == ["plain RNN 93.50 (-4.50)", "constant gates 96.00 (-2.00)", "full gates 98.00 (best)"]
     blue, orange = "#0072b2", "#e69f00"
     assert drawn_points(axes, ".") == {0: ([93.5], orange), 1: ([96], blue), 2: ([98], blue)}
 
@@ -436,19 +437,18 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
     for config in (GRU(rows_before=14), GRU(20), GRU(rows_after=56, gates="input"), GRU(lr=0.01, rows_after=56)):
         invent_run(tmp_path, config, 97)  # not shown
     drawn = draw("memory", groups_in(tmp_path))
-    title = "Accuracy after epoch 10 with 56 blank rows, PyTorch's initialisation → best B:"
-    effects = "GRU: 20.00 % → 91.00 %, LSTM: not run → 81.00 %"
+    title = "Best accuracy with 56 blank rows (epoch 10), and gain over PyTorch's initialisation:"
+    effects = "GRU: 91.00 % (+71.00 points), LSTM: 81.00 %"
     assert drawn.get_suptitle().replace("\xa0", " ") == f"{title}\n{effects}"
     assert titles_of(drawn) == [f"{cell} 30 hidden units, Adam, learning rate 1e-3" for cell in ("GRU", "LSTM")]
     assert drawn.legends[0].texts[0].get_text().endswith('\n11.35 %: always answering "1"')
     gru_cells = ["98.50 %", "65.00 % 60 to 70", "20.00 %", "not run", "not run", "91.00 % 90 to 92"]
-    lstm_cells = ["not run", "not run", "81.00 % 80 to 82", "not run", "not run", "71.00 % 70 to 72"]
     expected = [
         ("0 14 56", ["PyTorch's initialisation", "B = 1 (73 %)"], gru_cells, [[98.5, 65, 20], [None, None, 91]]),
-        ("0 14 56", ["B = 1 (73 %)", "B = 3 (95 %)"], lstm_cells, [[None, None, 81], [None, None, 71]]),
+        ("56", ["B = 1 (73 %)", "B = 3 (95 %)"], ["81.00 % 80 to 82", "71.00 % 70 to 72"], [[81], [71]]),
     ]
     for axes, (columns, rows, cells, means) in zip(drawn.axes, expected, strict=True):
-        assert " ".join(text.get_text() for text in axes.get_xticklabels()) == columns
+        assert " ".join(ticks_of(axes)) == columns
         assert [" ".join(text.get_text().split()) for text in axes.get_yticklabels()] == rows
         texts = sorted(axes.texts, key=lambda text: text.get_position()[::-1])
         assert [" ".join(text.get_text().split()) for text in texts] == cells
