@@ -20,7 +20,7 @@ import math
 import os
 import sys
 import textwrap
-from collections import namedtuple
+from collections import Counter, namedtuple
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -383,8 +383,7 @@ def convolution_names(model):
 
 def first_kernels(model):
     """Return the kernels of the first convolution, float32 (maps, height, width)."""
-    first = convolution_names(model)[0]
-    return getattr(model.layers, first).weight.detach()[:, 0].float()
+    return getattr(model.layers, convolution_names(model)[0]).weight.detach()[:, 0].float()
 
 
 def filters(run):
@@ -1065,7 +1064,7 @@ def gates(run, rows):
     return titled(fig, f"The {keeping_gate} gates keep on average {title}", run)
 
 
-# Comparing runs: grouping and labels ----------------------------------------------------------------------------------
+# Comparing runs: groups, labels and pictures --------------------------------------------------------------------------
 
 # Groups that change one of these settings are left out of the pictures of all other settings, unless all groups do.
 UNUSUAL_SETTINGS = {"rows_before", "rows_after", "keep_bias", "gates", "pixels", "without"}
@@ -1150,10 +1149,10 @@ def usual_groups(groups, name):
     return usual or groups
 
 
-def has_clear_best(groups):
-    """Return whether the lead of the group with the highest mean over the second is more than noise."""
-    second, best = sorted(groups, key=attrgetter("mean"))[-2:]
-    return compare_groups(best, second).verdict == HOLDS
+def tied_groups(groups):
+    """Return the group with the highest mean and those over which its lead may be noise, in the given order."""
+    best = max(groups, key=attrgetter("mean"))
+    return [group for group in groups if group is best or compare_groups(best, group).verdict != HOLDS]
 
 
 def describe_best(groups, labels):
@@ -1162,16 +1161,23 @@ def describe_best(groups, labels):
         return f"mean: {groups[0].mean:.2f} %"
     ranking = sorted(zip([group.mean for group in groups], labels, strict=True), reverse=True)
     (best, label), (second, _) = ranking[:2]
-    doubt = "" if has_clear_best(groups) else ", may\xa0be\xa0noise"
+    doubt = ", may\xa0be\xa0noise" if len(tied_groups(groups)) > 1 else ""
     return f"best: {label} ({best:.2f} %, {best - second:.2f} points ahead{doubt})"
 
-
-# Pictures of several settings -----------------------------------------------------------------------------------------
 
 MAX_PANELS = 24
 MAX_LINES = 6  # in a panel
 MAJORITY_ACCURACY = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
 LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "#009E73")  # of Okabe and Ito
+
+
+def share_limits(panels):
+    """Give axes the same limits of y, unless one of them would then be used for less than 30 % of its height."""
+    limits = np.array([axes.get_ylim() for axes in panels])
+    low, high = limits[:, 0].min(), limits[:, 1].max()
+    if np.ptp(limits, axis=1).min() >= 0.3 * (high - low):
+        for axes in panels:
+            axes.set_ylim(low, high)
 
 
 def draw_panels(name, groups, panels, title):
@@ -1186,10 +1192,12 @@ def draw_panels(name, groups, panels, title):
     drawn = Figure(figsize=(FIGURE_WIDTH, 2.8 * rows + 0.8))
     for number, (panel_title, draw) in enumerate(panels, start=1):
         axes = drawn.add_subplot(rows, columns, number)
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, axis="y")
         draw(axes)
         lines = [textwrap.fill(line, 110 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
         axes.set_title("\n".join(lines), fontsize=8)
+    if not axes.images:
+        share_limits(drawn.axes)
     if not any(axes.get_legend() for axes in drawn.axes):  # where panels have their own, colours differ between them
         drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     drawn.suptitle(title + groups[0].runs[0].source_suffix, wrap=True)
@@ -1222,10 +1230,7 @@ def compare_curves(groups):
                 shown = family[start : start + MAX_LINES]
                 labels, common = label_configs([group.config for group in shown])
                 panels.append((f"{common}\n{describe_best(shown, labels)}", partial(draw_epochs, groups=shown)))
-    title = f"Test accuracy after epoch {groups[0].epoch}"
-    if len({group.config.dataset for group in groups}) == 1:
-        title += f", {describe_best(groups, label_configs([group.config for group in groups])[0])}"
-    return draw_panels("curves", groups, panels, title)
+    return draw_panels("curves", groups, panels, f"Test accuracy by epoch, and the best after epoch {groups[0].epoch}")
 
 
 def value_label(config, spec):
@@ -1237,23 +1242,21 @@ def value_label(config, spec):
 
 def draw_seeds(axes, groups, spec):
     """Draw the accuracy of every seed, and the mean, of groups that differ in one setting; spec: its SettingSpec."""
+    best = max(group.mean for group in groups)
+    width = 56 // min(len(groups), 8)  # characters
+    labels = []
     for position, group in enumerate(groups):
         color = NETWORK_COLORS[group.config.network.split()[0]]
         offsets = np.linspace(-0.2, 0.2, len(group.runs) + 2)[1:-1]
         axes.plot(position + offsets, group.accuracies, ".", color=color)
         axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
-    axes.plot([], [], ".", color="0.4", label="one seed")
-    axes.plot([], [], color="0.4", label="mean (below, with its difference from the best)")
-    best = max(group.mean for group in groups)
-    width = 56 // min(len(groups), 8)  # characters
-    labels = []
-    for group in groups:
         value = value_label(group.config, spec) if spec.choices else format_number(getattr(group.config, spec.name))
         difference = "best" if group.mean == best else f"{group.mean - best:.2f}"
         labels.append(f"{textwrap.fill(value, width)}\n{group.mean:.2f}\n({difference})")
+    axes.plot([], [], ".", color="0.4", label="one seed")
+    axes.plot([], [], color="0.4", label="mean (below, with its difference from the best)")
     axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=8)
-    axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
-    axes.grid(visible=False, axis="x")
+    axes.set(xlabel=f"{spec.help.partition(':')[0].partition(';')[0]} ({spec.flag})", ylabel="test accuracy in %")
 
 
 def compare_setting(groups, spec):
@@ -1261,25 +1264,19 @@ def compare_setting(groups, spec):
     families = [family for family in families_of(usual_groups(groups, spec.name), spec.name) if len(family) > 1]
     if not families:
         return None
-    captions = [label_configs([group.config for group in family])[1].split(", ") for family in families]
-    shared = set.intersection(*map(set, captions))
     panels = []
-    panels_by_best = {}  # captions of the panels in which a value is best, by the value's label
-    for common, family in zip(captions, families, strict=True):
+    best_labels = []
+    for family in families:
+        _, common = label_configs([group.config for group in family])
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
             plain_rnn = replace(family[0].config, cell="rnn", gates="full")
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         labels = [value_label(group.config, spec) for group in family]
-        panel_title = f"{', '.join(common)}\n{describe_best(family, labels)}"
-        panels.append((panel_title, partial(draw_seeds, groups=family, spec=spec)))
-        panel = ", ".join(caption for caption in common if caption not in shared) or common[0]
-        if len(families) > 2 and [other[0] for other in captions].count(common[0]) == 1:
-            panel = common[0]
-        best = max(family, key=attrgetter("mean"))
-        label = value_label(best.config, spec) if has_clear_best(family) else "undecided"
-        panels_by_best.setdefault(label, []).append(panel.replace(" ", "\xa0"))  # lines are broken between panels
-    results = [f"{label} ({'; '.join(names)})" for label, names in panels_by_best.items()]
-    title = f"Highest test accuracy after epoch {groups[0].epoch}: {', '.join(results)}"
+        panels.append((f"{common}\n{describe_best(family, labels)}", partial(draw_seeds, groups=family, spec=spec)))
+        tied = [value_label(group.config, spec) for group in tied_groups(family)]
+        best_labels.append(" or ".join(tied) if len(tied) < len(family) else "undecided")
+    results = [f"{label} ({count} of {len(panels)} panels)" for label, count in Counter(best_labels).items()]
+    title = f"Highest test accuracy after epoch {groups[0].epoch}, all else equal: {', '.join(results)}"
     return draw_panels(spec.name, groups, panels, title)
 
 
@@ -1313,7 +1310,7 @@ def draw_memory(axes, groups):
     axes.set_yticks(range(len(biases)), labels, fontsize=8)
     axes.set_ylabel("--keep-bias B (share of the\nstate kept at first)")
     axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows after the digit")
-    notes = ["plain RNN: recurrent weights sigmoid(B) × identity", "mean; range of the seeds if over 1 point"]
+    notes = ["mean of the seeds, and range if above 1 point", "plain RNN: recurrent weights sigmoid(B) x identity"]
     if not groups[0].runs[0].source_suffix:
         notes.append(f'{MAJORITY_ACCURACY} %: always answering "1"')
     axes.plot([], [], " ", label="\n".join(notes))
@@ -1338,17 +1335,21 @@ def compare_memory(groups):
     longest = max(group.config.rows_after for group in shown)
     labels, common = label_configs(networks)
     panels = []
-    effects = []
+    gains = []
     for label, network in zip(labels, networks, strict=True):
-        panels.append((f"{label}\n{common}".strip(), partial(draw_memory, groups=members[network])))
         means = {group.config.keep_bias: group.mean for group in members[network] if group.config.rows_after == longest}
-        if means:
-            effect = f"{label or common}: {max(means.values()):.2f} %"
-            if None in means and len(means) > 1:
-                effect += f" ({max(means.values()) - means[None]:+.2f} points)"
-            effects.append(effect.replace(" ", "\xa0"))
-    title = f"Best accuracy with {longest} blank rows (epoch {shown[0].epoch}), and gain over PyTorch's initialisation:"
-    return draw_panels("memory", shown, panels, f"{title}\n{', '.join(effects)}")
+        result = common
+        if None in means and len(means) > 1:
+            default = means.pop(None)
+            best = max(means, key=means.get)
+            gains.append(means[best] - default)
+            result = f"with {longest} blank rows, B = {format_number(best)} gives {gains[-1]:+.2f} points"
+        panels.append((f"{label}\n{result}".strip(), partial(draw_memory, groups=members[network])))
+    title = f"Test accuracy after epoch {shown[0].epoch} by blank rows and B ({common})"
+    if gains:
+        gain = f"an initial bias B gains up to {max(gains):.2f} points over PyTorch's initialisation"
+        title = f"With {longest} blank rows, {gain}\n{title}"
+    return draw_panels("memory", shown, panels, title)
 
 
 # Statistics: the permutation test of the difference of two means ------------------------------------------------------
@@ -1605,8 +1606,7 @@ def find_runs(folder, data_dir):
         return runs
     message = f"{folder} holds no finished run; train one with {training}"
     if references:
-        command = utils.shell_command("python", "visualize.py", references[0])
-        message += f", or compare the shipped runs with {command}"
+        message += f", or compare the shipped runs with {utils.shell_command('python', 'visualize.py', references[0])}"
     raise InputError(message)
 
 
