@@ -20,7 +20,7 @@ import math
 import os
 import sys
 import textwrap
-from collections import Counter, namedtuple
+from collections import namedtuple
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -669,14 +669,13 @@ def transform(images, kind, amount):
 def invariance(run, count=500):
     """Draw how the accuracy changes when test images are shifted, scaled or rotated (Fig. 5)."""
     images = run.data.test.images[:count]
-    labels = run.data.test.labels[:count]
     fig = Figure(figsize=(FIGURE_WIDTH, 2.8))
     messages = []
     for axes, (kind, amounts) in zip(fig.subplots(1, 3, sharey=True), TRANSFORMATIONS.items(), strict=True):
         accuracies = []
         for amount in amounts:
             answers = predict(run.model, transform(images, kind, amount)).argmax(1)
-            accuracies.append(100 * (answers == labels).double().mean().item())
+            accuracies.append(100 * (answers == run.data.test.labels[:count]).double().mean().item())
         axes.plot(amounts, accuracies, color=AFTER_COLOR)
         axes.set(xlabel=kind, ylabel="accuracy in %", ylim=(0, 100))
         axes.grid(alpha=0.3)
@@ -719,8 +718,7 @@ def occlusion(run, size=8, count=2):
         image = run.data.test.images[number]
         probabilities = occlude(run.model, image, size)
         predicted = probabilities.argmax(2)
-        is_changed = predicted != run.probabilities[number].argmax()
-        shares.append(f"{100 * is_changed.float().mean():.0f} % ({name})")
+        shares.append(f"{100 * (predicted != run.probabilities[number].argmax()).float().mean():.0f} % ({name})")
         left, middle, right = grid[label]
         left.imshow(image, cmap="gray", vmin=0, vmax=255)
         left.set_title(name)
@@ -1085,8 +1083,8 @@ class Group:
 
     @property
     def mean(self):
-        """The mean test accuracy."""
-        return float(np.mean(self.accuracies))
+        """The mean test accuracy, rounded as it is printed, so that differences agree with what is printed."""
+        return round(float(np.mean(self.accuracies)), 2)
 
 
 def setting_order(config):
@@ -1149,20 +1147,14 @@ def usual_groups(groups, name):
     return usual or groups
 
 
-def tied_groups(groups):
-    """Return the group with the highest mean and those over which its lead may be noise, in the given order."""
-    best = max(groups, key=attrgetter("mean"))
-    return [group for group in groups if group is best or compare_groups(best, group).verdict != HOLDS]
-
-
 def describe_best(groups, labels):
     """Return in words which group has the highest mean, its lead over the second, and whether that may be noise."""
     if len(groups) == 1:
         return f"mean: {groups[0].mean:.2f} %"
-    ranking = sorted(zip([group.mean for group in groups], labels, strict=True), reverse=True)
+    ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean, reverse=True)
     (best, label), (second, _) = ranking[:2]
-    doubt = ", may\xa0be\xa0noise" if len(tied_groups(groups)) > 1 else ""
-    return f"best: {label} ({best:.2f} %, {best - second:.2f} points ahead{doubt})"
+    doubt = "" if compare_groups(best, second).verdict == HOLDS else ", may\xa0be\xa0noise"
+    return f"best: {label} ({best.mean:.2f} %, {best.mean - second.mean:.2f} points ahead{doubt})"
 
 
 MAX_PANELS = 24
@@ -1177,7 +1169,7 @@ def share_limits(panels):
     low, high = limits[:, 0].min(), limits[:, 1].max()
     if np.ptp(limits, axis=1).min() >= 0.3 * (high - low):
         for axes in panels:
-            axes.set_ylim(low, high)
+            axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
 
 
 def draw_panels(name, groups, panels, title):
@@ -1242,19 +1234,20 @@ def value_label(config, spec):
 
 def draw_seeds(axes, groups, spec):
     """Draw the accuracy of every seed, and the mean, of groups that differ in one setting; spec: its SettingSpec."""
-    best = max(group.mean for group in groups)
-    width = 56 // min(len(groups), 8)  # characters
+    is_ordered = not spec.choices or spec.name == "gates"
     labels = []
     for position, group in enumerate(groups):
         color = NETWORK_COLORS[group.config.network.split()[0]]
         offsets = np.linspace(-0.2, 0.2, len(group.runs) + 2)[1:-1]
         axes.plot(position + offsets, group.accuracies, ".", color=color)
         axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
-        value = value_label(group.config, spec) if spec.choices else format_number(getattr(group.config, spec.name))
-        difference = "best" if group.mean == best else f"{group.mean - best:.2f}"
-        labels.append(f"{textwrap.fill(value, width)}\n{group.mean:.2f}\n({difference})")
+        value = format_number(getattr(group.config, spec.name)) if not spec.choices else value_label(group.config, spec)
+        reference = groups[max(0, position - 1) if is_ordered else 0].mean
+        difference = f"({group.mean - reference:+.2f})" if group.mean != reference else ""
+        labels.append(f"{textwrap.fill(value, 56 // min(len(groups), 8))}\n{group.mean:.2f}\n{difference}")
     axes.plot([], [], ".", color="0.4", label="one seed")
-    axes.plot([], [], color="0.4", label="mean (below, with its difference from the best)")
+    other = "its left neighbour" if is_ordered else "the leftmost"
+    axes.plot([], [], color="0.4", label=f"mean (below, compared with {other})")
     axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=8)
     axes.set(xlabel=f"{spec.help.partition(':')[0].partition(';')[0]} ({spec.flag})", ylabel="test accuracy in %")
 
@@ -1265,7 +1258,8 @@ def compare_setting(groups, spec):
     if not families:
         return None
     panels = []
-    best_labels = []
+    bests = []  # the best group of each panel
+    lags = []  # of the other means behind it, in points
     for family in families:
         _, common = label_configs([group.config for group in family])
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
@@ -1273,10 +1267,16 @@ def compare_setting(groups, spec):
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         labels = [value_label(group.config, spec) for group in family]
         panels.append((f"{common}\n{describe_best(family, labels)}", partial(draw_seeds, groups=family, spec=spec)))
-        tied = [value_label(group.config, spec) for group in tied_groups(family)]
-        best_labels.append(" or ".join(tied) if len(tied) < len(family) else "undecided")
-    results = [f"{label} ({count} of {len(panels)} panels)" for label, count in Counter(best_labels).items()]
-    title = f"Highest test accuracy after epoch {groups[0].epoch}, all else equal: {', '.join(results)}"
+        bests.append(max(family, key=attrgetter("mean")))
+        lags += [bests[-1].mean - group.mean for group in family if group is not bests[-1]]
+    labels = list(dict.fromkeys(value_label(best.config, spec) for best in bests))
+    if not spec.choices and all(best is family[-1] for best, family in zip(bests, families, strict=True)):
+        labels = [f"the largest {spec.flag}"]
+    result = f"the best {spec.flag} differs between the panels: {', '.join(labels)}"
+    if len(labels) == 1:
+        points = " to ".join(f"{lag:.2f}" for lag in sorted({min(lags), max(lags)}))
+        result = f"highest with {labels[0]}, {points} points lower otherwise"
+    title = f"Mean test accuracy after epoch {groups[0].epoch}, all else equal:\n{result}"
     return draw_panels(spec.name, groups, panels, title)
 
 
@@ -1347,8 +1347,8 @@ def compare_memory(groups):
         panels.append((f"{label}\n{result}".strip(), partial(draw_memory, groups=members[network])))
     title = f"Test accuracy after epoch {shown[0].epoch} by blank rows and B ({common})"
     if gains:
-        gain = f"an initial bias B gains up to {max(gains):.2f} points over PyTorch's initialisation"
-        title = f"With {longest} blank rows, {gain}\n{title}"
+        points = " to ".join(f"{gain:+.2f}" for gain in sorted({min(gains), max(gains)}))
+        title = f"With {longest} blank rows, B gives {points} points over PyTorch's initialisation\n{title}"
     return draw_panels("memory", shown, panels, title)
 
 
