@@ -24,7 +24,7 @@ from collections import namedtuple
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -1148,13 +1148,18 @@ def usual_groups(groups, name):
 
 
 def describe_best(groups, labels):
-    """Return in words which group has the highest mean, its lead over the second, and whether that may be noise."""
+    """Return in words which group has the highest mean, and its lead over the second and the last in points."""
     if len(groups) == 1:
         return f"mean: {groups[0].mean:.2f} %"
     ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean, reverse=True)
-    (best, label), (second, _) = ranking[:2]
-    doubt = "" if compare_groups(best, second).verdict == HOLDS else ", may\xa0be\xa0noise"
-    return f"best: {label} ({best.mean:.2f} %, {best.mean - second.mean:.2f} points ahead{doubt})"
+    (best, label), (second, second_label), *_ = ranking
+    text = f"best: {label} ({best.mean:.2f} %), {best.mean - second.mean:.2f} points above {second_label}"
+    if compare_groups(best, second).verdict != HOLDS:
+        text += " (may\xa0be\xa0noise)"
+    if len(groups) > 2:
+        last, last_label = ranking[-1]
+        text += ", " + f"{best.mean - last.mean:.2f} above {last_label}".replace(" ", "\xa0")
+    return text
 
 
 MAX_PANELS = 24
@@ -1164,12 +1169,14 @@ LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "
 
 
 def share_limits(panels):
-    """Give axes the same limits of y, unless one of them would then be used for less than 30 % of its height."""
+    """Give axes the same limits of y, unless one would use less than 30 % of its height. Return whether it was done."""
     limits = np.array([axes.get_ylim() for axes in panels])
     low, high = limits[:, 0].min(), limits[:, 1].max()
-    if np.ptp(limits, axis=1).min() >= 0.3 * (high - low):
-        for axes in panels:
-            axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    if np.ptp(limits, axis=1).min() < 0.3 * (high - low):
+        return False
+    for axes in panels:
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    return True
 
 
 def draw_panels(name, groups, panels, title):
@@ -1188,10 +1195,13 @@ def draw_panels(name, groups, panels, title):
         draw(axes)
         lines = [textwrap.fill(line, 110 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
         axes.set_title("\n".join(lines), fontsize=8)
-    if not axes.images:
-        share_limits(drawn.axes)
+    if not axes.images and not share_limits(drawn.axes):
+        title += " (the scales differ)"
     if not any(axes.get_legend() for axes in drawn.axes):  # where panels have their own, colours differ between them
-        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        handles = {}
+        for axes in drawn.axes:
+            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     drawn.suptitle(title + groups[0].runs[0].source_suffix, wrap=True)
     return {f"{name}.png": drawn}
 
@@ -1226,10 +1236,11 @@ def compare_curves(groups):
 
 
 def value_label(config, spec):
-    """Return a setting's value in words. A plain RNN, which has no gates, is named as such beside others with gates."""
+    """Return a value in words, or as a number. A plain RNN, which has no gates, is named as such beside other gates."""
     if spec.name == "gates" and config.cell == "rnn":
         return "plain RNN"
-    return spec.label(getattr(config, spec.name)) or config.network
+    value = getattr(config, spec.name)
+    return (spec.label(value) or config.network) if spec.choices else format_number(value)
 
 
 def draw_seeds(axes, groups, spec):
@@ -1241,15 +1252,17 @@ def draw_seeds(axes, groups, spec):
         offsets = np.linspace(-0.2, 0.2, len(group.runs) + 2)[1:-1]
         axes.plot(position + offsets, group.accuracies, ".", color=color)
         axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
-        value = format_number(getattr(group.config, spec.name)) if not spec.choices else value_label(group.config, spec)
+        value = textwrap.fill(value_label(group.config, spec), 56 // min(len(groups), 8))
         reference = groups[max(0, position - 1) if is_ordered else 0].mean
         difference = f"({group.mean - reference:+.2f})" if group.mean != reference else ""
-        labels.append(f"{textwrap.fill(value, 56 // min(len(groups), 8))}\n{group.mean:.2f}\n{difference}")
+        labels.append(f"{value}\n{group.mean:.2f}\n{difference}")
     axes.plot([], [], ".", color="0.4", label="one seed")
     other = "its left neighbour" if is_ordered else "the leftmost"
     axes.plot([], [], color="0.4", label=f"mean (below, compared with {other})")
     axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=8)
-    axes.set(xlabel=f"{spec.help.partition(':')[0].partition(';')[0]} ({spec.flag})", ylabel="test accuracy in %")
+    axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
+    if min(group.mean for group in groups) < 20:
+        axes.axhline(10, color="0.4", linestyle=":", label="chance with ten classes")
 
 
 def compare_setting(groups, spec):
@@ -1258,8 +1271,6 @@ def compare_setting(groups, spec):
     if not families:
         return None
     panels = []
-    bests = []  # the best group of each panel
-    lags = []  # of the other means behind it, in points
     for family in families:
         _, common = label_configs([group.config for group in family])
         if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
@@ -1267,16 +1278,8 @@ def compare_setting(groups, spec):
             family = [group for group in groups if group.config == plain_rnn] + family[::-1]
         labels = [value_label(group.config, spec) for group in family]
         panels.append((f"{common}\n{describe_best(family, labels)}", partial(draw_seeds, groups=family, spec=spec)))
-        bests.append(max(family, key=attrgetter("mean")))
-        lags += [bests[-1].mean - group.mean for group in family if group is not bests[-1]]
-    labels = list(dict.fromkeys(value_label(best.config, spec) for best in bests))
-    if not spec.choices and all(best is family[-1] for best, family in zip(bests, families, strict=True)):
-        labels = [f"the largest {spec.flag}"]
-    result = f"the best {spec.flag} differs between the panels: {', '.join(labels)}"
-    if len(labels) == 1:
-        points = " to ".join(f"{lag:.2f}" for lag in sorted({min(lags), max(lags)}))
-        result = f"highest with {labels[0]}, {points} points lower otherwise"
-    title = f"Mean test accuracy after epoch {groups[0].epoch}, all else equal:\n{result}"
+    meaning = spec.help.partition(":")[0].partition(";")[0]
+    title = f"Test accuracy after epoch {groups[0].epoch} by {meaning} ({spec.flag}), all else equal"
     return draw_panels(spec.name, groups, panels, title)
 
 
@@ -1335,20 +1338,15 @@ def compare_memory(groups):
     longest = max(group.config.rows_after for group in shown)
     labels, common = label_configs(networks)
     panels = []
-    gains = []
     for label, network in zip(labels, networks, strict=True):
         means = {group.config.keep_bias: group.mean for group in members[network] if group.config.rows_after == longest}
-        result = common
+        result = ""
         if None in means and len(means) > 1:
             default = means.pop(None)
             best = max(means, key=means.get)
-            gains.append(means[best] - default)
-            result = f"with {longest} blank rows, B = {format_number(best)} gives {gains[-1]:+.2f} points"
-        panels.append((f"{label}\n{result}".strip(), partial(draw_memory, groups=members[network])))
-    title = f"Test accuracy after epoch {shown[0].epoch} by blank rows and B ({common})"
-    if gains:
-        points = " to ".join(f"{gain:+.2f}" for gain in sorted({min(gains), max(gains)}))
-        title = f"With {longest} blank rows, B gives {points} points over PyTorch's initialisation\n{title}"
+            result = f"with {longest} blank rows, B = {format_number(best)} gives {means[best] - default:+.2f} points"
+        panels.append((f"{label or common}\n{result}", partial(draw_memory, groups=members[network])))
+    title = f"Test accuracy after epoch {shown[0].epoch} by blank rows and initial bias B (--keep-bias)\n{common}"
     return draw_panels("memory", shown, panels, title)
 
 

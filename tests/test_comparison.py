@@ -115,7 +115,7 @@ def test_runs_on_synthetic_data_are_compared_only_among_themselves(call, tmp_pat
     first, _ = results_in(tmp_path / "mine", ("experiment", "mean", "reported"))
     assert first == ("GRU, 30 hidden units, Adam, learning rate 1e-3, synthetic data", "65.00", "")
     drawn = draw("memory", groups_in(tmp_path / "mine"))
-    assert drawn.get_suptitle().endswith("(GRU, 30 hidden units, Adam, learning rate 1e-3), synthetic data")
+    assert drawn.get_suptitle().endswith("GRU, 30 hidden units, Adam, learning rate 1e-3, synthetic data")
     assert "always answering" not in drawn.legends[0].texts[0].get_text(), "it is known only of MNIST"
 
 
@@ -333,8 +333,6 @@ def test_each_setting_that_varies_makes_groups_pairs_and_a_picture(tmp_path, scr
         numbers = [utils.format_number(getattr(group.config, spec.name)) for group in shown]
         labels = [label.partition(" 6")[0] for label in ticks_of(axes)]  # without the mean, which is 61 or 62
         assert labels == (visualize.label_configs([group.config for group in shown])[0] if spec.choices else numbers)
-        is_largest = "highest with the largest --" in axes.figure.get_suptitle()
-        assert is_largest == (not spec.choices and groups[-1].mean == 62)
         assert [values for values, _ in drawn_points(axes, ".").values()] == [group.accuracies for group in shown]
 
 
@@ -347,12 +345,12 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    title = "Mean test accuracy after epoch 10, all else equal:\nthe best --hidden-size differs between the panels:"
-    assert drawn.get_suptitle() == f"{title} 20 hidden units, 40 hidden units"
+    title = "Test accuracy after epoch 10 by units of each layer (--hidden-size), all else equal (the scales differ)"
+    assert drawn.get_suptitle() == title
     assert titles_of(drawn) == [
-        "RNN, Adam, learning rate 1e-3 best: 20 hidden units (91.00 %, 1.00 points ahead, may be noise)",
-        "GRU, Adam, learning rate 1e-3 best: 40 hidden units (95.00 %, 10.00 points ahead)",
-        "LSTM, Adam, learning rate 1e-3 best: 20 hidden units (97.50 %, 0.50 points ahead, may be noise)",
+        "RNN, Adam, learning rate 1e-3 best: 20 (91.00 %), 1.00 points above 30 (may be noise), 25.00 above 5",
+        "GRU, Adam, learning rate 1e-3 best: 40 (95.00 %), 10.00 points above 20",
+        "LSTM, Adam, learning rate 1e-3 best: 20 (97.50 %), 0.50 points above 30 (may be noise)",
     ]
     rnn = drawn.axes[0]
     assert len({axes.get_ylim() for axes in drawn.axes}) == 3, "the LSTMs would fill too little of one scale"
@@ -372,10 +370,12 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert titles_of(drawn)[0].endswith(" best: plain RNN (6.50 %, 2.50 points ahead, may be noise)")
+    assert titles_of(drawn)[0].endswith(
+        " plain RNN (6.50 %), 2.50 points above constant gates (may be noise), 4.50 above full gates"
+    )
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle().endswith(":\nhighest with full gates, 2.00 to 4.50 points lower otherwise")
-    best = "best: full gates (98.00 %, 2.00 points ahead, may be noise)"
+    assert drawn.get_suptitle().endswith(" by what the gates of a GRU or LSTM see (--gates), all else equal")
+    best = "best: full gates (98.00 %), 2.00 points above constant gates (may be noise), 4.50 above plain RNN"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {best}"]
     (axes,) = drawn.axes
     assert ticks_of(axes) == ["plain RNN 93.50", "constant gates 96.00 (+2.50)", "full gates 98.00 (+2.00)"]
@@ -391,13 +391,14 @@ def test_curves_show_each_setting_once_six_in_a_panel(tmp_path):
         invent_seeds(tmp_path, config, [mean - 2, mean - 1, mean + 3], epochs=12)
     groups = groups_in(tmp_path)
     drawn = draw("curves", groups)
-    doubt = "points ahead, may be noise)"
     assert drawn.get_suptitle() == "Test accuracy by epoch, and the best after epoch 10"
     assert len({axes.get_ylim() for axes in drawn.axes}) == 1
+    best = "best: learning rate 0.25 (55.00 %), 3.00 points above learning rate 0.5 (may be noise)"
+    rnn = "RNN, Adam, learning rate 1e-3"
     assert titles_of(drawn) == [
-        f"LeNet-5 on CIFAR-10, SGD, momentum 0.9, batch 32 best: learning rate 0.25 (55.00 %, 3.00 {doubt}",
-        "RNN, Adam, learning rate 1e-3 best: 3 hidden units (30.00 %, 13.00 points ahead)",
-        f"RNN, Adam, learning rate 1e-3 best: 7 hidden units (19.00 %, 1.00 {doubt}",
+        f"LeNet-5 on CIFAR-10, SGD, momentum 0.9, batch 32 {best}",
+        f"{rnn} best: 3 hidden units (30.00 %), 13.00 points above 6 hidden units, 18.00 above 1 hidden units",
+        f"{rnn} best: 7 hidden units (19.00 %), 1.00 points above 8 hidden units (may be noise)",
         "GRU, 30 hidden units, input-only gates, Adam, learning rate 0.01 mean: 40.00 %",
         "LSTM, 30 hidden units, Adam, learning rate 0.02 mean: 31.00 %",
     ]
@@ -437,10 +438,9 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
     for config in (GRU(rows_before=14), GRU(20), GRU(rows_after=56, gates="input"), GRU(lr=0.01, rows_after=56)):
         invent_run(tmp_path, config, 97)  # not shown
     drawn = draw("memory", groups_in(tmp_path))
-    gain = "With 56 blank rows, B gives +71.00 points over PyTorch's initialisation"
-    common = "30 hidden units, Adam, learning rate 1e-3"
-    assert drawn.get_suptitle() == f"{gain}\nTest accuracy after epoch 10 by blank rows and B ({common})"
-    assert titles_of(drawn) == ["GRU with 56 blank rows, B = 1 gives +71.00 points", f"LSTM {common}"]
+    title = "Test accuracy after epoch 10 by blank rows and initial bias B (--keep-bias)"
+    assert drawn.get_suptitle() == f"{title}\n30 hidden units, Adam, learning rate 1e-3"
+    assert titles_of(drawn) == ["GRU with 56 blank rows, B = 1 gives +71.00 points", "LSTM"]
     assert drawn.legends[0].texts[0].get_text().endswith('\n11.35 %: always answering "1"')
     gru_cells = ["98.50 %", "65.00 % 60 to 70", "20.00 %", "not run", "not run", "91.00 % 90 to 92"]
     expected = [
