@@ -1148,18 +1148,17 @@ def usual_groups(groups, name):
 
 
 def describe_best(groups, labels):
-    """Return in words which group has the highest mean, and its lead over the second and the last in points."""
+    """Return in words which groups have the highest, the second and the lowest mean, and their distance in %."""
     if len(groups) == 1:
         return f"mean: {groups[0].mean:.2f} %"
     ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean, reverse=True)
-    (best, label), (second, second_label), *_ = ranking
-    text = f"best: {label} ({best.mean:.2f} %), {best.mean - second.mean:.2f} points above {second_label}"
-    if compare_groups(best, second).verdict != HOLDS:
-        text += " (may\xa0be\xa0noise)"
-    if len(groups) > 2:
-        last, last_label = ranking[-1]
-        text += ", " + f"{best.mean - last.mean:.2f} above {last_label}".replace(" ", "\xa0")
-    return text
+    (best, label), (second, second_label), *others = ranking
+    doubt = "" if compare_groups(best, second).verdict == HOLDS else ", may be noise"
+    parts = [f"best: {label} ({best.mean:.2f})", f"then {second_label} ({second.mean - best.mean:.2f}{doubt})"]
+    if others:
+        last, last_label = others[-1]
+        parts.append(f"lowest: {last_label} ({last.mean - best.mean:.2f})")
+    return ", ".join(part.replace(" ", "\xa0") for part in parts)  # lines are broken between the parts
 
 
 MAX_PANELS = 24
@@ -1193,7 +1192,7 @@ def draw_panels(name, groups, panels, title):
         axes = drawn.add_subplot(rows, columns, number)
         axes.grid(alpha=0.3, axis="y")
         draw(axes)
-        lines = [textwrap.fill(line, 110 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
+        lines = [textwrap.fill(line, 116 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
         axes.set_title("\n".join(lines), fontsize=8)
     if not axes.images and not share_limits(drawn.axes):
         title += " (the scales differ)"
@@ -1232,7 +1231,9 @@ def compare_curves(groups):
                 shown = family[start : start + MAX_LINES]
                 labels, common = label_configs([group.config for group in shown])
                 panels.append((f"{common}\n{describe_best(shown, labels)}", partial(draw_epochs, groups=shown)))
-    return draw_panels("curves", groups, panels, f"Test accuracy by epoch, and the best after epoch {groups[0].epoch}")
+    return draw_panels(
+        "curves", groups, panels, f"Test accuracy in % by epoch, and the best after epoch {groups[0].epoch}"
+    )
 
 
 def value_label(config, spec):
@@ -1245,7 +1246,7 @@ def value_label(config, spec):
 
 def draw_seeds(axes, groups, spec):
     """Draw the accuracy of every seed, and the mean, of groups that differ in one setting; spec: its SettingSpec."""
-    is_ordered = not spec.choices or spec.name == "gates"
+    best = max(group.mean for group in groups)
     labels = []
     for position, group in enumerate(groups):
         color = NETWORK_COLORS[group.config.network.split()[0]]
@@ -1253,13 +1254,11 @@ def draw_seeds(axes, groups, spec):
         axes.plot(position + offsets, group.accuracies, ".", color=color)
         axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
         value = textwrap.fill(value_label(group.config, spec), 56 // min(len(groups), 8))
-        reference = groups[max(0, position - 1) if is_ordered else 0].mean
-        difference = f"({group.mean - reference:+.2f})" if group.mean != reference else ""
-        labels.append(f"{value}\n{group.mean:.2f}\n{difference}")
+        difference = "best" if group.mean == best else f"{group.mean - best:.2f}"
+        labels.append(f"{value}\n{group.mean:.2f}\n({difference})")
     axes.plot([], [], ".", color="0.4", label="one seed")
-    other = "its left neighbour" if is_ordered else "the leftmost"
-    axes.plot([], [], color="0.4", label=f"mean (below, compared with {other})")
-    axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=8)
+    axes.plot([], [], color="0.4", label="mean (below, with its difference from the best)")
+    axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=7.5)
     axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
     if min(group.mean for group in groups) < 20:
         axes.axhline(10, color="0.4", linestyle=":", label="chance with ten classes")
@@ -1279,7 +1278,7 @@ def compare_setting(groups, spec):
         labels = [value_label(group.config, spec) for group in family]
         panels.append((f"{common}\n{describe_best(family, labels)}", partial(draw_seeds, groups=family, spec=spec)))
     meaning = spec.help.partition(":")[0].partition(";")[0]
-    title = f"Test accuracy after epoch {groups[0].epoch} by {meaning} ({spec.flag}), all else equal"
+    title = f"Test accuracy in % after epoch {groups[0].epoch} by {meaning} ({spec.flag}), all else equal"
     return draw_panels(spec.name, groups, panels, title)
 
 
@@ -1328,7 +1327,7 @@ def compare_memory(groups):
             network = replace(group.config, rows_after=0, keep_bias=None)
             members.setdefault(network, []).append(group)
     tried = {}  # the values of B with blank rows, by network
-    for network in sorted(members, key=setting_order):
+    for network in sorted(members, key=setting_order, reverse=True):  # plain RNNs, which have no gates, come last
         tried[network] = {group.config.keep_bias for group in members[network] if group.config.rows_after}
     most = max(map(len, tried.values()), default=0)
     if most == 0:
@@ -1344,9 +1343,9 @@ def compare_memory(groups):
         if None in means and len(means) > 1:
             default = means.pop(None)
             best = max(means, key=means.get)
-            result = f"with {longest} blank rows, B = {format_number(best)} gives {means[best] - default:+.2f} points"
+            result = f"{longest} blank rows: {default:.2f} % → {means[best]:.2f} % with B = {format_number(best)}"
         panels.append((f"{label or common}\n{result}", partial(draw_memory, groups=members[network])))
-    title = f"Test accuracy after epoch {shown[0].epoch} by blank rows and initial bias B (--keep-bias)\n{common}"
+    title = f"Test accuracy in % after epoch {shown[0].epoch} by blank rows and initial bias B (--keep-bias)\n{common}"
     return draw_panels("memory", shown, panels, title)
 
 

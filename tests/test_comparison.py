@@ -345,16 +345,17 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    title = "Test accuracy after epoch 10 by units of each layer (--hidden-size), all else equal (the scales differ)"
-    assert drawn.get_suptitle() == title
+    title = "Test accuracy in % after epoch 10 by units of each layer (--hidden-size), all else equal"
+    assert drawn.get_suptitle() == f"{title} (the scales differ)"
+    best = "Adam, learning rate 1e-3 best:"
     assert titles_of(drawn) == [
-        "RNN, Adam, learning rate 1e-3 best: 20 (91.00 %), 1.00 points above 30 (may be noise), 25.00 above 5",
-        "GRU, Adam, learning rate 1e-3 best: 40 (95.00 %), 10.00 points above 20",
-        "LSTM, Adam, learning rate 1e-3 best: 20 (97.50 %), 0.50 points above 30 (may be noise)",
+        f"RNN, {best} 20 (91.00), then 30 (-1.00, may be noise), lowest: 5 (-25.00)",
+        f"GRU, {best} 40 (95.00), then 20 (-10.00)",
+        f"LSTM, {best} 20 (97.50), then 30 (-0.50, may be noise)",
     ]
     rnn = drawn.axes[0]
     assert len({axes.get_ylim() for axes in drawn.axes}) == 3, "the LSTMs would fill too little of one scale"
-    assert ticks_of(rnn) == ["5 66.00", "10 71.00 (+5.00)", "20 91.00 (+20.00)", "30 90.00 (-1.00)"]
+    assert ticks_of(rnn) == ["5 66.00 (-25.00)", "10 71.00 (-20.00)", "20 91.00 (best)", "30 90.00 (-1.00)"]
     points = [(x, values) for x, (values, _) in drawn_points(rnn, ".").items()]
     assert points == [(0, [64, 65, 69]), (1, [69, 70, 74]), (2, [89, 90, 94]), (3, [88, 89, 93])]
     means = np.array([lines.get_segments()[0].mean(0) for lines in rnn.collections])
@@ -362,7 +363,7 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for axes, color in zip(drawn.axes, ("#e69f00", "#0072b2", "#009e73"), strict=True):
         colors = [color_of_dots for _, color_of_dots in drawn_points(axes, ".").values()]
         assert {*colors, *(to_hex(lines.get_color()[0]) for lines in axes.collections)} == {color}
-    assert list(colors_in(drawn.legends[0])) == ["one seed", "mean (below, compared with its left neighbour)"]
+    assert list(colors_in(drawn.legends[0])) == ["one seed", "mean (below, with its difference from the best)"]
 
 
 def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
@@ -370,15 +371,13 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert titles_of(drawn)[0].endswith(
-        " plain RNN (6.50 %), 2.50 points above constant gates (may be noise), 4.50 above full gates"
-    )
+    assert " best: plain RNN (6.50), then constant gates (-2.50, may be noise)," in titles_of(drawn)[0]
     drawn = draw("gates", groups_in(tmp_path / "usual"))
     assert drawn.get_suptitle().endswith(" by what the gates of a GRU or LSTM see (--gates), all else equal")
-    best = "best: full gates (98.00 %), 2.00 points above constant gates (may be noise), 4.50 above plain RNN"
-    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 {best}"]
+    others = "then constant gates (-2.00, may be noise), lowest: plain RNN (-4.50)"
+    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 best: full gates (98.00), {others}"]
     (axes,) = drawn.axes
-    assert ticks_of(axes) == ["plain RNN 93.50", "constant gates 96.00 (+2.50)", "full gates 98.00 (+2.00)"]
+    assert ticks_of(axes) == ["plain RNN 93.50 (-4.50)", "constant gates 96.00 (-2.00)", "full gates 98.00 (best)"]
     assert drawn_points(axes, ".") == {0: ([93.5], "#e69f00"), 1: ([96], "#0072b2"), 2: ([98], "#0072b2")}
 
 
@@ -391,14 +390,14 @@ def test_curves_show_each_setting_once_six_in_a_panel(tmp_path):
         invent_seeds(tmp_path, config, [mean - 2, mean - 1, mean + 3], epochs=12)
     groups = groups_in(tmp_path)
     drawn = draw("curves", groups)
-    assert drawn.get_suptitle() == "Test accuracy by epoch, and the best after epoch 10"
+    assert drawn.get_suptitle() == "Test accuracy in % by epoch, and the best after epoch 10"
     assert len({axes.get_ylim() for axes in drawn.axes}) == 1
-    best = "best: learning rate 0.25 (55.00 %), 3.00 points above learning rate 0.5 (may be noise)"
+    best = "best: learning rate 0.25 (55.00), then learning rate 0.5 (-3.00, may be noise)"
     rnn = "RNN, Adam, learning rate 1e-3"
     assert titles_of(drawn) == [
         f"LeNet-5 on CIFAR-10, SGD, momentum 0.9, batch 32 {best}",
-        f"{rnn} best: 3 hidden units (30.00 %), 13.00 points above 6 hidden units, 18.00 above 1 hidden units",
-        f"{rnn} best: 7 hidden units (19.00 %), 1.00 points above 8 hidden units (may be noise)",
+        f"{rnn} best: 3 hidden units (30.00), then 6 hidden units (-13.00), lowest: 1 hidden units (-18.00)",
+        f"{rnn} best: 7 hidden units (19.00), then 8 hidden units (-1.00, may be noise)",
         "GRU, 30 hidden units, input-only gates, Adam, learning rate 0.01 mean: 40.00 %",
         "LSTM, 30 hidden units, Adam, learning rate 0.02 mean: 31.00 %",
     ]
@@ -438,14 +437,14 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
     for config in (GRU(rows_before=14), GRU(20), GRU(rows_after=56, gates="input"), GRU(lr=0.01, rows_after=56)):
         invent_run(tmp_path, config, 97)  # not shown
     drawn = draw("memory", groups_in(tmp_path))
-    title = "Test accuracy after epoch 10 by blank rows and initial bias B (--keep-bias)"
+    title = "Test accuracy in % after epoch 10 by blank rows and initial bias B (--keep-bias)"
     assert drawn.get_suptitle() == f"{title}\n30 hidden units, Adam, learning rate 1e-3"
-    assert titles_of(drawn) == ["GRU with 56 blank rows, B = 1 gives +71.00 points", "LSTM"]
+    assert titles_of(drawn) == ["LSTM", "GRU 56 blank rows: 20.00 % → 91.00 % with B = 1"]
     assert drawn.legends[0].texts[0].get_text().endswith('\n11.35 %: always answering "1"')
     gru_cells = ["98.50 %", "65.00 % 60 to 70", "20.00 %", "not run", "not run", "91.00 % 90 to 92"]
     expected = [
-        ("0 14 56", ["PyTorch's initialisation", "B = 1 (73 %)"], gru_cells, [[98.5, 65, 20], [None, None, 91]]),
         ("56", ["B = 1 (73 %)", "B = 3 (95 %)"], ["81.00 % 80 to 82", "71.00 % 70 to 72"], [[81], [71]]),
+        ("0 14 56", ["PyTorch's initialisation", "B = 1 (73 %)"], gru_cells, [[98.5, 65, 20], [None, None, 91]]),
     ]
     for axes, (columns, rows, cells, means) in zip(drawn.axes, expected, strict=True):
         assert " ".join(ticks_of(axes)) == columns
