@@ -1062,293 +1062,6 @@ def gates(run, rows):
     return titled(fig, f"The {keeping_gate} gates keep on average {title}", run)
 
 
-# Comparing runs: groups, labels and pictures --------------------------------------------------------------------------
-
-# Groups that change one of these settings are left out of the pictures of all other settings, unless all groups do.
-UNUSUAL_SETTINGS = {"rows_before", "rows_after", "keep_bias", "gates", "pixels", "without"}
-
-
-@dataclass
-class Group:
-    """Runs that differ only in their seeds, and the epoch after which they are compared. config has seed 0."""
-
-    runs: list
-    config: utils.Config
-    epoch: int
-
-    @property
-    def accuracies(self):
-        """The test accuracies, in the order of the runs."""
-        return [run.test_accuracy(self.epoch) for run in self.runs]
-
-    @property
-    def mean(self):
-        """The mean test accuracy, rounded as it is printed, so that differences agree with what is printed."""
-        return round(float(np.mean(self.accuracies)), 2)
-
-
-def setting_order(config):
-    """Return the sort key of a Config: by script, then by each setting; choices in the order of their list."""
-    key = [config.script]
-    for spec, value in config.items():
-        rank = list(spec.choices).index(value) if spec.choices else value
-        key.append((value is not None, rank))  # None comes first
-    return key
-
-
-def group_runs(runs):
-    """Return the Groups of runs in setting_order, compared after the last epoch that most share."""
-    experiments = {}
-    for run in sorted(runs, key=lambda run: run.epoch, reverse=True):
-        longest = experiments.setdefault(run.config, run)
-        if longest is not run:
-            print_line(f"skipping {run.folder}: duplicate of {longest.folder}")
-    last_epochs = [min(run.epoch, REPORT_EPOCHS) for run in experiments.values()]
-    epoch = max(set(last_epochs), key=lambda last: (last_epochs.count(last), last))  # of two, the later
-    shorter = [str(run.folder) for run in experiments.values() if run.epoch < epoch]
-    compared = [run for run in experiments.values() if run.epoch >= epoch]
-    compared.sort(key=lambda run: setting_order(run.config))
-    print_line(f"runs compared after epoch {epoch}: {len(compared)}")
-    if shorter:
-        print_line(f"skipping runs that have not reached epoch {epoch}: {', '.join(shorter)}")
-    return [Group(same, replace(same[0].config, seed=0), epoch) for same in utils.group_by_setting(compared)]
-
-
-def label_configs(configs):
-    """Return what distinguishes each Config from the others, list of str, and what all share. Seeds are never named."""
-    first = configs[0].captions()
-    differing = set()
-    for config in configs:
-        differing.update(name for name, _ in first.items() ^ config.captions().items())
-    labels = []
-    for config in configs:
-        captions = {"network": config.network} | {spec.name: spec.label(value) for spec, value in config.items()}
-        named = [caption for name, caption in captions.items() if name in differing - {"seed"} and caption]
-        labels.append(", ".join(named))
-    return labels, ", ".join(caption for name, caption in first.items() if name not in differing | {"seed"})
-
-
-def families_of(groups, name):
-    """Return the groups in lists whose members differ only in the setting called name."""
-    families = {}
-    for group in groups:
-        others = [value for spec, value in group.config.items() if spec.name != name]
-        families.setdefault((group.config.script, *others), []).append(group)
-    return list(families.values())
-
-
-def usual_groups(groups, name):
-    """Return the groups in which UNUSUAL_SETTINGS other than name have their defaults, or all groups if none has."""
-    usual = []
-    for group in groups:
-        changed = {spec.name for spec, value in group.config.items() if value != spec.default}
-        if not changed & UNUSUAL_SETTINGS - {name}:
-            usual.append(group)
-    return usual or groups
-
-
-def describe_best(groups, labels):
-    """Return in words which groups have the highest, the second and the lowest mean, and their distance in %."""
-    if len(groups) == 1:
-        return f"mean: {groups[0].mean:.2f} %"
-    ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean, reverse=True)
-    (best, label), (second, second_label), *others = ranking
-    doubt = "" if compare_groups(best, second).verdict == HOLDS else ", may be noise"
-    parts = [f"best: {label} ({best.mean:.2f})", f"then {second_label} ({second.mean - best.mean:.2f}{doubt})"]
-    if others:
-        last, last_label = others[-1]
-        parts.append(f"lowest: {last_label} ({last.mean - best.mean:.2f})")
-    return ", ".join(part.replace(" ", "\xa0") for part in parts)  # lines are broken between the parts
-
-
-MAX_PANELS = 24
-MAX_LINES = 6  # in a panel
-MAJORITY_ACCURACY = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
-LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "#009E73")  # of Okabe and Ito
-
-
-def share_limits(panels):
-    """Give axes the same limits of y, unless one would use less than 30 % of its height. Return whether it was done."""
-    limits = np.array([axes.get_ylim() for axes in panels])
-    low, high = limits[:, 0].min(), limits[:, 1].max()
-    if np.ptp(limits, axis=1).min() < 0.3 * (high - low):
-        return False
-    for axes in panels:
-        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    return True
-
-
-def draw_panels(name, groups, panels, title):
-    """Draw a panel for each (title, draw(axes)), and return the outputs. If there are too many, say what to name."""
-    if len(panels) > MAX_PANELS:
-        pattern = f"*{groups[0].config.name.partition('_')[0]}*"  # such as *rnn30*
-        example = utils.shell_command(groups[0].runs[0].folder.with_name(pattern))
-        print_line(f"{name}: more than {MAX_PANELS} panels are needed; pass fewer runs, such as {example}")
-        return None
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    drawn = Figure(figsize=(FIGURE_WIDTH, 2.8 * rows + 0.8))
-    for number, (panel_title, draw) in enumerate(panels, start=1):
-        axes = drawn.add_subplot(rows, columns, number)
-        axes.grid(alpha=0.3, axis="y")
-        draw(axes)
-        lines = [textwrap.fill(line, 116 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
-        axes.set_title("\n".join(lines), fontsize=8)
-    if not axes.images and not share_limits(drawn.axes):
-        title += " (the scales differ)"
-    if not any(axes.get_legend() for axes in drawn.axes):  # where panels have their own, colours differ between them
-        handles = {}
-        for axes in drawn.axes:
-            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
-    drawn.suptitle(title + groups[0].runs[0].source_suffix, wrap=True)
-    return {f"{name}.png": drawn}
-
-
-def draw_epochs(axes, groups):
-    """Draw test accuracy by epoch for up to MAX_LINES groups: the mean of the seeds, and their range."""
-    labels, _ = label_configs([group.config for group in groups])
-    for group, label, color in zip(groups, labels, LINE_COLORS, strict=False):
-        epochs = range(1, group.epoch + 1)
-        accuracies = np.array([[run.test_accuracy(epoch) for epoch in epochs] for run in group.runs])
-        axes.plot(epochs, accuracies.mean(0), ".-", color=color, markersize=4, label=label)
-        axes.fill_between(epochs, accuracies.min(0), accuracies.max(0), color=color, alpha=0.2, linewidth=0)
-    axes.set(xlabel="epoch", ylabel="test accuracy in %\n(mean and range of the seeds)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(groups) > 1:
-        axes.legend(loc="best")
-
-
-def compare_curves(groups):
-    """Draw test accuracy by epoch, a line for each value of the setting that varies most, and panels for the others."""
-    panels = []
-    for script, config_class in CONFIGS.items():
-        members = [group for group in groups if group.config.script == script]
-        names = [spec.name for spec in config_class.specs()]
-        most_varied = max(names, key=lambda name: len({getattr(group.config, name) for group in members}))
-        for family in families_of(members, most_varied):
-            for start in range(0, len(family), MAX_LINES):
-                shown = family[start : start + MAX_LINES]
-                labels, common = label_configs([group.config for group in shown])
-                panels.append((f"{common}\n{describe_best(shown, labels)}", partial(draw_epochs, groups=shown)))
-    return draw_panels(
-        "curves", groups, panels, f"Test accuracy in % by epoch, and the best after epoch {groups[0].epoch}"
-    )
-
-
-def value_label(config, spec):
-    """Return a value in words, or as a number. A plain RNN, which has no gates, is named as such beside other gates."""
-    if spec.name == "gates" and config.cell == "rnn":
-        return "plain RNN"
-    value = getattr(config, spec.name)
-    return (spec.label(value) or config.network) if spec.choices else format_number(value)
-
-
-def draw_seeds(axes, groups, spec):
-    """Draw the accuracy of every seed, and the mean, of groups that differ in one setting; spec: its SettingSpec."""
-    best = max(group.mean for group in groups)
-    labels = []
-    for position, group in enumerate(groups):
-        color = NETWORK_COLORS[group.config.network.split()[0]]
-        offsets = np.linspace(-0.2, 0.2, len(group.runs) + 2)[1:-1]
-        axes.plot(position + offsets, group.accuracies, ".", color=color)
-        axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
-        value = textwrap.fill(value_label(group.config, spec), 56 // min(len(groups), 8))
-        difference = "best" if group.mean == best else f"{group.mean - best:.2f}"
-        labels.append(f"{value}\n{group.mean:.2f}\n({difference})")
-    axes.plot([], [], ".", color="0.4", label="one seed")
-    axes.plot([], [], color="0.4", label="mean (below, with its difference from the best)")
-    axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=7.5)
-    axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
-    if min(group.mean for group in groups) < 20:
-        axes.axhline(10, color="0.4", linestyle=":", label="chance with ten classes")
-
-
-def compare_setting(groups, spec):
-    """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
-    families = [family for family in families_of(usual_groups(groups, spec.name), spec.name) if len(family) > 1]
-    if not families:
-        return None
-    panels = []
-    for family in families:
-        _, common = label_configs([group.config for group in family])
-        if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
-            plain_rnn = replace(family[0].config, cell="rnn", gates="full")
-            family = [group for group in groups if group.config == plain_rnn] + family[::-1]
-        labels = [value_label(group.config, spec) for group in family]
-        panels.append((f"{common}\n{describe_best(family, labels)}", partial(draw_seeds, groups=family, spec=spec)))
-    meaning = spec.help.partition(":")[0].partition(";")[0]
-    title = f"Test accuracy in % after epoch {groups[0].epoch} by {meaning} ({spec.flag}), all else equal"
-    return draw_panels(spec.name, groups, panels, title)
-
-
-def setting_comparisons():
-    """Return compare_setting by name, for the settings whose values are comparable and that `memory` does not show."""
-    specs = [spec for config_class in CONFIGS.values() for spec in config_class.specs()]
-    not_shown = ("seed", "dataset", "rows_before", "rows_after", "keep_bias")
-    return {spec.name: partial(compare_setting, spec=spec) for spec in specs if spec.name not in not_shown}
-
-
-def draw_memory(axes, groups):
-    """Draw accuracies as a table: a column for each number of blank rows, a row for each initial bias."""
-    biases = sorted({group.config.keep_bias for group in groups}, key=lambda bias: (bias is not None, bias))
-    all_rows = sorted({group.config.rows_after for group in groups})
-    means = np.full((len(biases), len(all_rows)), math.nan)
-    texts = np.full(means.shape, "not run", dtype=object)
-    for group in groups:
-        cell = biases.index(group.config.keep_bias), all_rows.index(group.config.rows_after)
-        means[cell] = group.mean
-        texts[cell] = f"{group.mean:.2f} %"
-        if max(group.accuracies) - min(group.accuracies) > 1:
-            texts[cell] += f"\n{min(group.accuracies):.0f} to {max(group.accuracies):.0f}"
-    colors = matplotlib.colormaps["Blues"].with_extremes(bad="0.9")
-    axes.imshow(means, cmap=colors, vmin=0, vmax=150, aspect="auto")  # dark colours would hide numbers
-    for (row, column), text in np.ndenumerate(texts):
-        axes.text(column, row, text, ha="center", va="center", fontsize=8)
-    shares = [(bias, 100 / (1 + math.exp(-bias))) for bias in biases if bias is not None]
-    labels = [f"B = {format_number(bias)}\n({share:.0f} %)" for bias, share in shares]
-    if None in biases:
-        labels.insert(0, "PyTorch's\ninitialisation")
-    axes.set_yticks(range(len(biases)), labels, fontsize=8)
-    axes.set_ylabel("--keep-bias B (share of the\nstate kept at first)")
-    axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows after the digit")
-    notes = ["mean of the seeds, and range if above 1 point", "plain RNN: recurrent weights sigmoid(B) x identity"]
-    if not groups[0].runs[0].source_suffix:
-        notes.append(f'{MAJORITY_ACCURACY} %: always answering "1"')
-    axes.plot([], [], " ", label="\n".join(notes))
-    axes.grid(visible=False)
-
-
-def compare_memory(groups):
-    """Draw test accuracy by number of blank rows and initial bias, a panel for each recurrent network."""
-    members = {}  # groups by network: their Config without blank rows and without B
-    for group in groups:
-        if is_recurrent(group.runs[0]) and group.config.gates == "full" and not group.config.rows_before:
-            network = replace(group.config, rows_after=0, keep_bias=None)
-            members.setdefault(network, []).append(group)
-    tried = {}  # the values of B with blank rows, by network
-    for network in sorted(members, key=setting_order, reverse=True):  # plain RNNs, which have no gates, come last
-        tried[network] = {group.config.keep_bias for group in members[network] if group.config.rows_after}
-    most = max(map(len, tried.values()), default=0)
-    if most == 0:
-        return None
-    networks = [network for network in tried if len(tried[network]) >= min(most, 2)]  # one B says little beside several
-    shown = [group for network in networks for group in members[network]]
-    longest = max(group.config.rows_after for group in shown)
-    labels, common = label_configs(networks)
-    panels = []
-    for label, network in zip(labels, networks, strict=True):
-        means = {group.config.keep_bias: group.mean for group in members[network] if group.config.rows_after == longest}
-        result = ""
-        if None in means and len(means) > 1:
-            default = means.pop(None)
-            best = max(means, key=means.get)
-            result = f"{longest} blank rows: {default:.2f} % → {means[best]:.2f} % with B = {format_number(best)}"
-        panels.append((f"{label or common}\n{result}", partial(draw_memory, groups=members[network])))
-    title = f"Test accuracy in % after epoch {shown[0].epoch} by blank rows and initial bias B (--keep-bias)\n{common}"
-    return draw_panels("memory", shown, panels, title)
-
-
 # Statistics: the permutation test of the difference of two means ------------------------------------------------------
 
 ALPHA = 0.05  # the level of a one-sided test; two of them give the 90 % interval
@@ -1460,6 +1173,90 @@ def compare(first, second, margin=0.0, unit="%", paired=False):
     return Comparison(label, verdict, difference, difference_text, interval_text, agreeing, len(shared), p)
 
 
+# Comparing runs: groups and labels ------------------------------------------------------------------------------------
+
+# Groups that change one of these settings are left out of the pictures of all other settings, unless all groups do.
+UNUSUAL_SETTINGS = {"rows_before", "rows_after", "keep_bias", "gates", "pixels", "without"}
+
+
+@dataclass
+class Group:
+    """Runs that differ only in their seeds, and the epoch after which they are compared. config has seed 0."""
+
+    runs: list
+    config: utils.Config
+    epoch: int
+
+    @property
+    def accuracies(self):
+        """The test accuracies, in the order of the runs."""
+        return [run.test_accuracy(self.epoch) for run in self.runs]
+
+    @property
+    def mean(self):
+        """The mean test accuracy, rounded as it is printed, so that differences agree with what is printed."""
+        return round(float(np.mean(self.accuracies)), 2)
+
+
+def setting_order(config):
+    """Return the sort key of a Config: by script, then by each setting; choices in the order of their list."""
+    key = [config.script]
+    for spec, value in config.items():
+        rank = list(spec.choices).index(value) if spec.choices else value
+        key.append((value is not None, rank))  # None comes first
+    return key
+
+
+def group_runs(runs):
+    """Return the Groups of runs in setting_order, compared after the last epoch that most share."""
+    experiments = {}
+    for run in sorted(runs, key=lambda run: run.epoch, reverse=True):
+        longest = experiments.setdefault(run.config, run)
+        if longest is not run:
+            print_line(f"skipping {run.folder}: duplicate of {longest.folder}")
+    last_epochs = [min(run.epoch, REPORT_EPOCHS) for run in experiments.values()]
+    epoch = max(set(last_epochs), key=lambda last: (last_epochs.count(last), last))  # of two, the later
+    shorter = [str(run.folder) for run in experiments.values() if run.epoch < epoch]
+    compared = [run for run in experiments.values() if run.epoch >= epoch]
+    compared.sort(key=lambda run: setting_order(run.config))
+    print_line(f"runs compared after epoch {epoch}: {len(compared)}")
+    if shorter:
+        print_line(f"skipping runs that have not reached epoch {epoch}: {', '.join(shorter)}")
+    return [Group(same, replace(same[0].config, seed=0), epoch) for same in utils.group_by_setting(compared)]
+
+
+def label_configs(configs):
+    """Return what distinguishes each Config from the others, list of str, and what all share. Seeds are never named."""
+    first = configs[0].captions()
+    differing = set()
+    for config in configs:
+        differing.update(name for name, _ in first.items() ^ config.captions().items())
+    labels = []
+    for config in configs:
+        captions = {"network": config.network} | {spec.name: spec.label(value) for spec, value in config.items()}
+        named = [caption for name, caption in captions.items() if name in differing - {"seed"} and caption]
+        labels.append(", ".join(named))
+    return labels, ", ".join(caption for name, caption in first.items() if name not in differing | {"seed"})
+
+
+def families_of(groups, name):
+    """Return the groups in lists whose members differ only in the setting called name."""
+    families = {}
+    for group in groups:
+        others = [value for spec, value in group.config.items() if spec.name != name]
+        families.setdefault((group.config.script, *others), []).append(group)
+    return list(families.values())
+
+
+def usual_groups(groups, name):
+    """Return the groups in which UNUSUAL_SETTINGS other than name have their defaults, or all groups if none has."""
+    usual = []
+    for group in groups:
+        if all(value == spec.default for spec, value in group.config.items() if spec.name in UNUSUAL_SETTINGS - {name}):
+            usual.append(group)
+    return usual or groups
+
+
 def starts_equal(first, second):
     """Return whether two Configs give the same initial weights, except those held at zero, and order of the images."""
     differing = {spec.name for spec, value in first.items() if getattr(second, spec.name, None) != value}
@@ -1468,14 +1265,217 @@ def starts_equal(first, second):
 
 
 def compare_groups(first, second, labels=("", "")):
-    """Return the Comparison of the accuracies of two Groups. Runs of one seed are pairs if both groups start equal."""
+    """Test whether the accuracy of the first Group is above that of the second. With one seed, nothing is decided."""
     measurements = []
     for group, label in zip((first, second), labels, strict=True):
         seeds = [run.config.seed for run in group.runs]
         measurements.append(Measurements(label, dict(zip(seeds, group.accuracies, strict=True))))
-    seeds, other_seeds = [set(measured.values) for measured in measurements]
-    has_pairs = seeds <= other_seeds or seeds >= other_seeds
-    return compare(*measurements, paired=starts_equal(first.config, second.config) and has_pairs)
+    fewest = min(len(first.runs), len(second.runs))
+    has_pairs = len(measurements[0].values.keys() & measurements[1].values.keys()) == fewest  # one has all of the other
+    result = compare(*measurements, paired=starts_equal(first.config, second.config) and has_pairs)
+    return replace(result, verdict=UNDECIDED, interval_text="") if fewest == 1 else result
+
+
+def describe_best(groups, labels):
+    """Return in words which groups have the highest, the second and the lowest mean, and their distance in points."""
+    if len(groups) == 1:
+        return f"mean: {groups[0].mean:.2f} %"
+    ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean, reverse=True)
+    best, best_label = ranking[0]
+    others = [("then", *ranking[1])]
+    if len(ranking) > 2:
+        others.append(("lowest:", *ranking[-1]))
+    texts = [f"best: {best_label} ({best.mean:.2f})"]
+    for place, group, label in others:
+        doubt = "" if compare_groups(best, group).verdict == HOLDS else ", may be noise"
+        texts.append(f"{place} {label} ({group.mean - best.mean:.2f}{doubt})")
+    return ", ".join(text.replace(" ", "\xa0") for text in texts)  # lines are broken between the texts
+
+
+# Pictures of several settings -----------------------------------------------------------------------------------------
+
+MAX_PANELS = 24
+MAX_LINES = 6  # in a panel
+MAJORITY_ACCURACY = 11.35  # percent of MNIST's test images show a 1, the most frequent digit
+LINE_COLORS = ("black", "#56B4E9", "#D55E00", "#CC79A7", "#0072B2", "#E69F00", "#009E73")  # of Okabe and Ito
+
+
+def share_limits(all_axes):
+    """Give axes the same limits of y, unless one would use less than 30 % of its height. Return whether it was done."""
+    limits = np.array([axes.get_ylim() for axes in all_axes])
+    low, high = limits[:, 0].min(), limits[:, 1].max()
+    if np.ptp(limits, axis=1).min() < 0.3 * (high - low):
+        return False
+    for axes in all_axes:
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    return True
+
+
+def draw_panels(name, groups, panels, title):
+    """Draw a panel for each (title, draw(axes)), and return the outputs. If there are too many, say what to name."""
+    if len(panels) > MAX_PANELS:
+        pattern = f"*{groups[0].config.name.partition('_')[0]}*"  # such as *rnn30*
+        example = utils.shell_command(groups[0].runs[0].folder.with_name(pattern))
+        print_line(f"{name}: more than {MAX_PANELS} panels are needed; pass fewer runs, such as {example}")
+        return None
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    drawn = Figure(figsize=(FIGURE_WIDTH, 2.8 * rows + 0.8))
+    for number, (panel_title, draw) in enumerate(panels, start=1):
+        axes = drawn.add_subplot(rows, columns, number)
+        axes.grid(alpha=0.3, axis="y")
+        draw(axes)
+        lines = [textwrap.fill(line, 116 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
+        axes.set_title("\n".join(lines), fontsize=8)
+    if not drawn.axes[0].images and not share_limits(drawn.axes):
+        title += ", on different scales"
+    if not any(axes.get_legend() for axes in drawn.axes):  # where panels have their own, colours differ between them
+        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    drawn.suptitle(title + groups[0].runs[0].source_suffix, wrap=True)
+    return {f"{name}.png": drawn}
+
+
+def draw_epochs(axes, groups):
+    """Draw test accuracy by epoch for up to MAX_LINES groups: the mean of the seeds, and their range."""
+    labels, _ = label_configs([group.config for group in groups])
+    for group, label, color in zip(groups, labels, LINE_COLORS, strict=False):
+        epochs = range(1, group.epoch + 1)
+        accuracies = np.array([[run.test_accuracy(epoch) for epoch in epochs] for run in group.runs])
+        axes.plot(epochs, accuracies.mean(0), ".-", color=color, markersize=4, label=label)
+        axes.fill_between(epochs, accuracies.min(0), accuracies.max(0), color=color, alpha=0.2, linewidth=0)
+    axes.set(xlabel="epoch", ylabel="test accuracy in %\n(mean and range of the seeds)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(groups) > 1:
+        axes.legend(loc="best")
+
+
+def compare_curves(groups):
+    """Draw test accuracy by epoch, a line for each value of the setting that varies most, and panels for the others."""
+    panels = []
+    for script, config_class in CONFIGS.items():
+        members = [group for group in groups if group.config.script == script]
+        names = [spec.name for spec in config_class.specs()]
+        most_varied = max(names, key=lambda name: len({getattr(group.config, name) for group in members}))
+        for family in families_of(members, most_varied):
+            for start in range(0, len(family), MAX_LINES):
+                shown = family[start : start + MAX_LINES]
+                labels, common = label_configs([group.config for group in shown])
+                panels.append((f"{common}\n{describe_best(shown, labels)}", partial(draw_epochs, groups=shown)))
+    title = f"Test accuracy in % by epoch, and the best of each panel after epoch {groups[0].epoch}"
+    return draw_panels("curves", groups, panels, title)
+
+
+def value_label(config, spec):
+    """Return how pictures write a setting's value: a choice in words, or a number. Among gates, an RNN has none."""
+    if spec.name == "gates" and config.cell == "rnn":
+        return "plain RNN"
+    value = getattr(config, spec.name)
+    return (spec.label(value) or config.network) if spec.choices else format_number(value)  # captions name no cell
+
+
+def draw_seeds(axes, groups, spec):
+    """Draw the accuracy of every seed, and the mean, of groups that differ in one setting; spec: its SettingSpec."""
+    best = max(group.mean for group in groups)
+    labels = []
+    for position, group in enumerate(groups):
+        color = NETWORK_COLORS[group.config.network.split()[0]]
+        offsets = np.linspace(-0.2, 0.2, len(group.runs) + 2)[1:-1]
+        axes.plot(position + offsets, group.accuracies, ".", color=color)
+        axes.hlines(group.mean, position - 0.3, position + 0.3, color=color)
+        label = value_label(group.config, spec)
+        if len(groups) <= 8:
+            difference = "best" if group.mean == best else f"{group.mean - best:.2f}"
+            label = textwrap.fill(label, 56 // len(groups), break_long_words=False)
+            label += f"\n{group.mean:.2f}\n({difference})"
+        labels.append(label)
+    axes.plot([], [], ".", color="0.4", label="one seed")
+    below = " (below, with its difference from the best)" if len(groups) <= 8 else ""
+    axes.plot([], [], color="0.4", label=f"mean{below}")
+    axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=7.5)
+    axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
+    if min(group.mean for group in groups) < 20:
+        axes.axhline(10, color="0.4", linestyle=":")
+        axes.text((len(groups) - 1) / 2, 10, "random guessing", fontsize=7, ha="center", va="top")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, high - 1), min(high, 100.5))  # a smaller range would make small differences look large
+
+
+def compare_setting(groups, spec):
+    """Draw the accuracy of every seed against this setting, a panel for each choice of the others."""
+    families = [family for family in families_of(usual_groups(groups, spec.name), spec.name) if len(family) > 1]
+    if not families:
+        return None
+    panels = []
+    for family in families:
+        _, common = label_configs([group.config for group in family])
+        if spec.name == "gates":  # the plain RNN, which has no gates, is shown beside them
+            plain_rnn = replace(family[0].config, cell="rnn", gates="full")
+            family = [group for group in groups if group.config == plain_rnn] + family[::-1]
+        labels = [value_label(group.config, spec) for group in family]
+        panels.append((f"{common}\n{describe_best(family, labels)}", partial(draw_seeds, groups=family, spec=spec)))
+    meaning = spec.help.partition(":")[0].partition(";")[0]  # without explanations
+    title = f"Test accuracy in % after epoch {groups[0].epoch} by {meaning} ({spec.flag})"
+    return draw_panels(spec.name, groups, panels, title)
+
+
+def draw_memory(axes, groups):
+    """Draw accuracies as a table: a column for each number of blank rows, a row for each initial bias."""
+    biases = sorted({group.config.keep_bias for group in groups}, key=lambda bias: (bias is not None, bias))
+    all_rows = sorted({group.config.rows_after for group in groups})
+    means = np.full((len(biases), len(all_rows)), math.nan)
+    texts = np.full(means.shape, "not run", dtype=object)
+    for group in groups:
+        cell = biases.index(group.config.keep_bias), all_rows.index(group.config.rows_after)
+        means[cell] = group.mean
+        texts[cell] = f"{group.mean:.2f} %"
+        if max(group.accuracies) - min(group.accuracies) > 1:
+            texts[cell] += f"\n{min(group.accuracies):.0f} to {max(group.accuracies):.0f}"
+    colors = matplotlib.colormaps["Blues"].with_extremes(bad="0.9")
+    axes.imshow(means, cmap=colors, vmin=0, vmax=150, aspect="auto")  # dark colours would hide numbers
+    for (row, column), text in np.ndenumerate(texts):
+        axes.text(column, row, text, ha="center", va="center", fontsize=8)
+    chosen = [bias for bias in biases if bias is not None]
+    labels = [f"B = {format_number(bias)}\n({100 / (1 + math.exp(-bias)):.0f} %)" for bias in chosen]
+    if None in biases:
+        labels.insert(0, "PyTorch's\ninitialisation")
+    axes.set_yticks(range(len(biases)), labels, fontsize=8)
+    axes.set_ylabel("--keep-bias B (share of the\nstate kept at first)")
+    axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows after the digit")
+    axes.plot([], [], " ", label="mean, and range if above 1 point")
+    if not groups[0].runs[0].source_suffix:
+        axes.plot([], [], " ", label=f'{MAJORITY_ACCURACY} %: always "1"')
+    if groups[0].config.cell == "rnn":
+        axes.plot([], [], " ", label="plain RNN: recurrent weights sigmoid(B) x identity")
+    axes.grid(visible=False)
+
+
+def compare_memory(groups):
+    """Draw test accuracy by number of blank rows and initial bias, a panel for each recurrent network."""
+    members = {}  # groups by network: their Config without blank rows and without B
+    for group in groups:
+        if is_recurrent(group.runs[0]) and group.config.gates == "full" and not group.config.rows_before:
+            network = replace(group.config, rows_after=0, keep_bias=None)
+            members.setdefault(network, []).append(group)
+    tried = {}  # the values of B with blank rows, by network
+    for network in sorted(members, key=lambda config: (config.cell == "rnn", setting_order(config))):  # RNNs come last
+        tried[network] = {group.config.keep_bias for group in members[network] if group.config.rows_after}
+    networks = [network for network in tried if len(tried[network]) > 1]  # one B says little beside several
+    networks = networks or [network for network in tried if tried[network]]
+    if not networks:
+        return None
+    labels, common = label_configs(networks)
+    panels = []
+    for label, network in zip(labels, networks, strict=True):
+        rows = max(group.config.rows_after for group in members[network])
+        means = {group.config.keep_bias: group.mean for group in members[network] if group.config.rows_after == rows}
+        result = ""
+        if None in means and len(means) > 1:
+            default = means.pop(None)
+            best = max(means, key=means.get)
+            result = f"{rows} blank rows: {default:.2f} % → {means[best]:.2f} % (best B: {format_number(best)})"
+        panels.append((f"{label or common}\n{result}", partial(draw_memory, groups=members[network])))
+    title = f"Test accuracy in % after epoch {groups[0].epoch} by blank rows and initial bias B (--keep-bias)\n{common}"
+    return draw_panels("memory", groups, panels, title)
 
 
 def pooled_conditions(runs):
@@ -1499,7 +1499,7 @@ def compare_two_settings(groups):
     if result.total > 1:
         facts.append(f"higher in {result.agreeing} of {result.total} seeds")
     seeds = min(len(group.runs) for group in groups)
-    if seeds == 1 or not result.interval_text:
+    if not result.interval_text:
         count = ("one seed", "two seeds", "three seeds", "four seeds")[seeds - 1]
         verdict = f"{count} cannot decide; add --seed 0 1 2 3 4"
     else:
@@ -1549,7 +1549,10 @@ FIGURES = {
     "reading": FigureSpec(reading, is_recurrent, measure_reading),
     "gates": FigureSpec(gates, lambda run: is_recurrent(run) and run.config.cell != "rnn", measure_gates),
 }
-COMPARISONS = setting_comparisons() | {"results": results, "curves": compare_curves, "memory": compare_memory}
+SETTINGS = [spec for config_class in CONFIGS.values() for spec in config_class.specs()]
+NOT_COMPARED = {"seed", "dataset", "rows_before", "rows_after", "keep_bias"}  # not comparable, or shown by memory
+COMPARISONS = {spec.name: partial(compare_setting, spec=spec) for spec in SETTINGS if spec.name not in NOT_COMPARED}
+COMPARISONS |= {"results": results, "curves": compare_curves, "memory": compare_memory}
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_runs_on_synthetic_data_are_compared_only_among_themselves(call, tmp_pat
     assert first == ("GRU, 30 hidden units, Adam, learning rate 1e-3, synthetic data", "65.00", "")
     drawn = draw("memory", groups_in(tmp_path / "mine"))
     assert drawn.get_suptitle().endswith("GRU, 30 hidden units, Adam, learning rate 1e-3, synthetic data")
-    assert "always answering" not in drawn.legends[0].texts[0].get_text(), "it is known only of MNIST"
+    assert list(colors_in(drawn.legends[0])) == ["mean, and range if above 1 point"], "11.35 % is known only of MNIST"
 
 
 def test_damaged_runs_and_duplicates_of_longer_runs_are_skipped(call, tmp_path):
@@ -337,7 +337,7 @@ def test_each_setting_that_varies_makes_groups_pairs_and_a_picture(tmp_path, scr
 
 
 def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
-    sizes = ((RNN(5), 65), (RNN(10), 70), (RNN(20), 90), (RNN(30), 89), (GRU(20), 84), (GRU(40), 94))
+    sizes = ((RNN(5), 12), (RNN(10), 70), (RNN(20), 90), (RNN(30), 89), (GRU(20), 84), (GRU(40), 94))
     for config, accuracy in sizes:
         invent_seeds(tmp_path, config, [accuracy - 1, accuracy, accuracy + 4])
     for config, accuracy in ((LSTM(20), 97.5), (LSTM(30), 97)):
@@ -345,21 +345,20 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    title = "Test accuracy in % after epoch 10 by units of each layer (--hidden-size), all else equal"
-    assert drawn.get_suptitle() == f"{title} (the scales differ)"
-    best = "Adam, learning rate 1e-3 best:"
+    assert drawn.get_suptitle().endswith(" after epoch 10 by units of each layer (--hidden-size), on different scales")
     assert titles_of(drawn) == [
-        f"RNN, {best} 20 (91.00), then 30 (-1.00, may be noise), lowest: 5 (-25.00)",
-        f"GRU, {best} 40 (95.00), then 20 (-10.00)",
-        f"LSTM, {best} 20 (97.50), then 30 (-0.50, may be noise)",
+        "RNN, Adam, learning rate 1e-3 best: 20 (91.00), then 30 (-1.00, may be noise), lowest: 5 (-78.00)",
+        "GRU, Adam, learning rate 1e-3 best: 40 (95.00), then 20 (-10.00)",
+        "LSTM, Adam, learning rate 1e-3 best: 20 (97.50), then 30 (-0.50, may be noise)",
     ]
     rnn = drawn.axes[0]
+    assert [len(axes.texts) for axes in drawn.axes] == [1, 0, 0], "only an RNN guesses"
     assert len({axes.get_ylim() for axes in drawn.axes}) == 3, "the LSTMs would fill too little of one scale"
-    assert ticks_of(rnn) == ["5 66.00 (-25.00)", "10 71.00 (-20.00)", "20 91.00 (best)", "30 90.00 (-1.00)"]
+    assert ticks_of(rnn) == ["5 13.00 (-78.00)", "10 71.00 (-20.00)", "20 91.00 (best)", "30 90.00 (-1.00)"]
     points = [(x, values) for x, (values, _) in drawn_points(rnn, ".").items()]
-    assert points == [(0, [64, 65, 69]), (1, [69, 70, 74]), (2, [89, 90, 94]), (3, [88, 89, 93])]
+    assert points == [(0, [11, 12, 16]), (1, [69, 70, 74]), (2, [89, 90, 94]), (3, [88, 89, 93])]
     means = np.array([lines.get_segments()[0].mean(0) for lines in rnn.collections])
-    assert means == pytest.approx(np.array([[0, 66], [1, 71], [2, 91], [3, 90]]))
+    assert means == pytest.approx(np.array([[0, 13], [1, 71], [2, 91], [3, 90]]))
     for axes, color in zip(drawn.axes, ("#e69f00", "#0072b2", "#009e73"), strict=True):
         colors = [color_of_dots for _, color_of_dots in drawn_points(axes, ".").values()]
         assert {*colors, *(to_hex(lines.get_color()[0]) for lines in axes.collections)} == {color}
@@ -373,8 +372,8 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
     assert " best: plain RNN (6.50), then constant gates (-2.50, may be noise)," in titles_of(drawn)[0]
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle().endswith(" by what the gates of a GRU or LSTM see (--gates), all else equal")
-    others = "then constant gates (-2.00, may be noise), lowest: plain RNN (-4.50)"
+    assert drawn.get_suptitle().endswith(" by what the gates of a GRU or LSTM see (--gates)")
+    others = "then constant gates (-2.00, may be noise), lowest: plain RNN (-4.50, may be noise)"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 best: full gates (98.00), {others}"]
     (axes,) = drawn.axes
     assert ticks_of(axes) == ["plain RNN 93.50 (-4.50)", "constant gates 96.00 (-2.00)", "full gates 98.00 (best)"]
@@ -390,7 +389,7 @@ def test_curves_show_each_setting_once_six_in_a_panel(tmp_path):
         invent_seeds(tmp_path, config, [mean - 2, mean - 1, mean + 3], epochs=12)
     groups = groups_in(tmp_path)
     drawn = draw("curves", groups)
-    assert drawn.get_suptitle() == "Test accuracy in % by epoch, and the best after epoch 10"
+    assert drawn.get_suptitle() == "Test accuracy in % by epoch, and the best of each panel after epoch 10"
     assert len({axes.get_ylim() for axes in drawn.axes}) == 1
     best = "best: learning rate 0.25 (55.00), then learning rate 0.5 (-3.00, may be noise)"
     rnn = "RNN, Adam, learning rate 1e-3"
@@ -432,19 +431,21 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
     """A row of a panel is a value of B, a column a number of blank rows; the colour follows from the mean."""
     for rows, accuracies in ((0, [98, 99]), (14, [60, 70]), (56, [20])):
         invent_seeds(tmp_path, GRU(rows_after=rows), accuracies)
-    for config, accuracy in ((GRU(keep_bias=1.0), 90), (LSTM(keep_bias=1.0), 80), (LSTM(keep_bias=3.0), 70)):
-        invent_seeds(tmp_path, replace(config, rows_after=56), [accuracy, accuracy + 2])
+    for cell, bias, accuracy in (("gru", 1, 90), ("gru", 3, 93), ("rnn", 1, 80), ("rnn", 3, 70)):
+        invent_seeds(tmp_path, rnn_config(cell, rows_after=56, keep_bias=float(bias)), [accuracy, accuracy + 2])
     for config in (GRU(rows_before=14), GRU(20), GRU(rows_after=56, gates="input"), GRU(lr=0.01, rows_after=56)):
         invent_run(tmp_path, config, 97)  # not shown
     drawn = draw("memory", groups_in(tmp_path))
     title = "Test accuracy in % after epoch 10 by blank rows and initial bias B (--keep-bias)"
     assert drawn.get_suptitle() == f"{title}\n30 hidden units, Adam, learning rate 1e-3"
-    assert titles_of(drawn) == ["LSTM", "GRU 56 blank rows: 20.00 % → 91.00 % with B = 1"]
-    assert drawn.legends[0].texts[0].get_text().endswith('\n11.35 %: always answering "1"')
-    gru_cells = ["98.50 %", "65.00 % 60 to 70", "20.00 %", "not run", "not run", "91.00 % 90 to 92"]
+    assert titles_of(drawn) == ["GRU 56 blank rows: 20.00 % → 94.00 % (best B: 3)", "RNN"]
+    _, *notes = colors_in(drawn.legends[0])
+    assert notes == ['11.35 %: always "1"', "plain RNN: recurrent weights sigmoid(B) x identity"]
+    biases = ["PyTorch's initialisation", "B = 1 (73 %)", "B = 3 (95 %)"]
+    cells = "98.50 %, 65.00 % 60 to 70, 20.00 %, not run, not run, 91.00 % 90 to 92, not run, not run, 94.00 % 93 to 95"
     expected = [
-        ("56", ["B = 1 (73 %)", "B = 3 (95 %)"], ["81.00 % 80 to 82", "71.00 % 70 to 72"], [[81], [71]]),
-        ("0 14 56", ["PyTorch's initialisation", "B = 1 (73 %)"], gru_cells, [[98.5, 65, 20], [None, None, 91]]),
+        ("0 14 56", biases, cells.split(", "), [[98.5, 65, 20], [None, None, 91], [None, None, 94]]),
+        ("56", biases[1:], ["81.00 % 80 to 82", "71.00 % 70 to 72"], [[81], [71]]),
     ]
     for axes, (columns, rows, cells, means) in zip(drawn.axes, expected, strict=True):
         assert " ".join(ticks_of(axes)) == columns
