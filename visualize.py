@@ -1194,8 +1194,8 @@ class Group:
 
     @property
     def mean(self):
-        """The mean test accuracy, rounded as it is printed, so that differences agree with what is printed."""
-        return round(float(np.mean(self.accuracies)), 2)
+        """The mean test accuracy."""
+        return float(np.mean(self.accuracies))
 
 
 def setting_order(config):
@@ -1280,7 +1280,8 @@ def describe_best(groups, labels):
     """Return in words which groups have the highest, the second and the lowest mean, and their distance in points."""
     if len(groups) == 1:
         return f"mean: {groups[0].mean:.2f} %"
-    ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean, reverse=True)
+    ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean)
+    ranking.reverse()
     best, best_label = ranking[0]
     others = [("then", *ranking[1])]
     if len(ranking) > 2:
@@ -1325,8 +1326,8 @@ def draw_panels(name, groups, panels, title):
         axes = drawn.add_subplot(rows, columns, number)
         axes.grid(alpha=0.3, axis="y")
         draw(axes)
-        lines = [textwrap.fill(line, 116 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
-        axes.set_title("\n".join(lines), fontsize=8)
+        lines = [textwrap.fill(line, 112 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
+        axes.set_title("\n".join(lines), fontsize=7.5)
     if not drawn.axes[0].images and not share_limits(drawn.axes):
         title += ", on different scales"
     if not any(axes.get_legend() for axes in drawn.axes):  # where panels have their own, colours differ between them
@@ -1395,7 +1396,7 @@ def draw_seeds(axes, groups, spec):
     axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
     if min(group.mean for group in groups) < 20:
         axes.axhline(10, color="0.4", linestyle=":")
-        axes.text((len(groups) - 1) / 2, 10, "random guessing", fontsize=7, ha="center", va="top")
+        axes.text((len(groups) - 1) / 2, 10, "random guessing (10 %)", fontsize=7, ha="center", va="top")
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, high - 1), min(high, 100.5))  # a smaller range would make small differences look large
 
@@ -1439,7 +1440,7 @@ def draw_memory(axes, groups):
     if None in biases:
         labels.insert(0, "PyTorch's\ninitialisation")
     axes.set_yticks(range(len(biases)), labels, fontsize=8)
-    axes.set_ylabel("--keep-bias B (share of the\nstate kept at first)")
+    axes.set_ylabel("B (share of the state kept at first)", fontsize=8)
     axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows after the digit")
     axes.plot([], [], " ", label="mean, and range if above 1 point")
     if not groups[0].runs[0].source_suffix:
@@ -1467,13 +1468,10 @@ def compare_memory(groups):
     panels = []
     for label, network in zip(labels, networks, strict=True):
         rows = max(group.config.rows_after for group in members[network])
-        means = {group.config.keep_bias: group.mean for group in members[network] if group.config.rows_after == rows}
-        result = ""
-        if None in means and len(means) > 1:
-            default = means.pop(None)
-            best = max(means, key=means.get)
-            result = f"{rows} blank rows: {default:.2f} % → {means[best]:.2f} % (best B: {format_number(best)})"
-        panels.append((f"{label or common}\n{result}", partial(draw_memory, groups=members[network])))
+        longest = [group for group in members[network] if group.config.rows_after == rows]
+        biases = [group.config.captions().get("keep_bias", "PyTorch's") for group in longest]
+        panel_title = f"{label or common}; with {rows} blank rows\n{describe_best(longest, biases)}"
+        panels.append((panel_title, partial(draw_memory, groups=members[network])))
     title = f"Test accuracy in % after epoch {groups[0].epoch} by blank rows and initial bias B (--keep-bias)\n{common}"
     return draw_panels("memory", groups, panels, title)
 

@@ -96,11 +96,11 @@ def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_value
 def test_the_first_tables_show_a_part_with_each_verdict(monkeypatch):
     rises = Comparison("rises (first epoch: 1)", HOLDS, p=0.01)
     three, two = (Comparison(f"A: {x} % (one seed)", HOLDS, x, f"{x} points", "1 to 9", p=0.1) for x in (3, 2))
-    tests = {"1": lambda runs: [rises], "2": lambda runs: [rises, three, two, replace(rises, verdict=UNDECIDED)]}
+    tests = {"1": lambda runs: [rises], "2": lambda runs: [three, two, rises, replace(rises, verdict=UNDECIDED)]}
     made_up = {number: claims.Claim("Our own", f"claim {number}", test) for number, test in tests.items()}
     monkeypatch.setattr(claims, "CLAIMS", made_up)
     table = re.sub(" +", " ", claims.format_claims({})).partition("**Our own**")[2].splitlines()
-    both = "*holds* (3): A: 2 % (2 points, interval 1 to 9)<br>*undecided* (1): rises"
+    both = "*holds* (3): A: 3 % (3 points, interval 1 to 9)<br>*undecided* (1): rises"
     assert table[0] == " (holds: 1; holds in part: 2)"
     assert table[5] == f"| 2 | claim 2 | holds in part: 3 of 4 | {both} |"
 
