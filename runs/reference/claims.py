@@ -415,9 +415,10 @@ INTRO = """# The claims
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it.
 
 - A part of a claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated
-  otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. All parts stand below.
-- The evidence is the first part that does not hold or, if there is none, that is undecided or holds. "A against B"
-  gives both means over the seeds and, in parentheses, A minus B with its interval.
+  otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. A claim *holds in part* if some of its
+  parts hold. All parts stand below.
+- Each row shows one part as an example: the first that does not hold, otherwise the first that is undecided or holds.
+- "A: x against B: y" gives the means over the seeds. The difference is x minus y.
 - Unless another setting is named, LeNet-5 learns with Adam at 1e-4; recurrent networks have 30 units and PyTorch's
   initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten."""
 DETAILS = """## All parts of the claims
@@ -426,18 +427,18 @@ Values are given with their range and the number of seeds. "Seen in" counts the 
 is true; p is the smaller of two one-sided p-values: for the claim and for its opposite. There is no claim 7 or 14."""
 
 
-def describe_evidence(parts):
-    """Return in words the first part that fails, or is undecided, or holds, without ranges and numbers of seeds."""
+def example(parts):
+    """Return the first part that fails, or is undecided, or holds, without ranges and numbers of seeds: two texts."""
     part = min(parts, key=lambda part: VERDICTS.index(part.verdict))
-    text = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", part.label)
-    if part.difference_text:
-        text += f" ({part.difference_text}, {part.interval_text or 'too few seeds for an interval'})"
-    return f"*{part.verdict}*: {text}"
+    label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", part.label)
+    interval = f" ({part.interval_text})" if part.interval_text else ""
+    return label, part.difference_text + interval
 
 
 def overview(kind, results):
-    """Return a table of the claims of a kind, with their verdicts and evidence."""
-    rows = [("", "claim", "verdict: parts that hold", "evidence: one part"), ("---",) * 4]
+    """Return a table of the claims of a kind, with their verdicts and examples."""
+    rows = [("", "claim", "verdict", "parts: hold / do not / undecided", "example", "difference (90 % interval)")]
+    rows.append(("---",) * 6)
     numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
@@ -445,8 +446,8 @@ def overview(kind, results):
             found = [verdict for verdict in VERDICTS if verdict in verdicts]
             verdict = IN_PART if HOLDS in found and len(found) > 1 else found[0]
             numbers[verdict].append(number)
-            counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
-            rows.append((number, CLAIMS[number].sentence, counted, describe_evidence(parts)))
+            counts = " / ".join(str(verdicts.count(each)) for each in (HOLDS, FAILS, UNDECIDED))
+            rows.append((number, CLAIMS[number].sentence, verdict, counts, *example(parts)))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)  # not aligned: some cells are long
     return f"**{kind}** ({'; '.join(lists)})\n\n{table}"
