@@ -408,17 +408,17 @@ def update_gates_keep_more(runs):
 
 # claims.md -----------------------------------------------------------------------------------------------------------
 
-VERDICTS = (HOLDS, FAILS, UNDECIDED, UNMEASURED)
+VERDICTS = (FAILS, UNDECIDED, HOLDS, UNMEASURED)
 IN_PART = "holds in part"
 INTRO = """# The claims
 
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it.
 
 - A part of a claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated
-  otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. A claim *holds in part* if only some of
-  its parts hold. There is no claim 7 or 14.
-- The tables give the number of parts with each verdict and the first of them; all parts stand below. "A: x against
-  B: y" gives the means over the seeds (in percent: test accuracies after ten epochs), and the difference is x - y.
+  otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. The claim *holds* if all its parts do,
+  and *holds in part* if some do. There is no claim 7 or 14.
+- The deciding part is the first that does not hold, or else the first undecided one, or else the first. "A: x against
+  B: y" gives the means over the seeds, and the difference is x - y.
 - Unless another setting is named, LeNet-5 learns with Adam at 1e-4; recurrent networks have 30 units and PyTorch's
   initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten."""
 DETAILS = """## All parts of the claims
@@ -428,23 +428,19 @@ is true; p is the smaller of two one-sided p-values: for the claim and for its o
 
 
 def overview(kind, results):
-    """Return a table of the claims of a kind: for each verdict the number of parts, and the first of them."""
-    rows = [("", "claim", "verdict", "parts", "the first of these parts", "difference (90 % interval)"), ("---",) * 6]
+    """Return a table of the claims of a kind, with their verdicts and deciding parts."""
+    rows = [("", "claim", "verdict: parts that hold", "deciding part", "difference (90 % interval)"), ("---",) * 5]
     numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
-        if CLAIMS[number].kind != kind:
-            continue
-        by_verdict = {}
-        for part in sorted(parts, key=lambda part: VERDICTS.index(part.verdict)):
-            by_verdict.setdefault(part.verdict, []).append(part)
-        verdict = IN_PART if HOLDS in by_verdict and len(by_verdict) > 1 else next(iter(by_verdict))
-        numbers[verdict].append(number)
-        claim = (number, CLAIMS[number].sentence, verdict)
-        for part_verdict, (first, *others) in by_verdict.items():
-            label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", first.label)
-            interval = f" ({first.interval_text})" if first.interval_text else ""
-            rows.append((*claim, f"{part_verdict}: {1 + len(others)}", label, first.difference_text + interval))
-            claim = ("", "", "")
+        if CLAIMS[number].kind == kind:
+            verdicts = [part.verdict for part in parts]
+            deciding = min(parts, key=lambda part: VERDICTS.index(part.verdict))
+            verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else deciding.verdict
+            numbers[verdict].append(number)
+            counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
+            label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", deciding.label)
+            interval = f" ({deciding.interval_text})" if deciding.interval_text else ""
+            rows.append((number, CLAIMS[number].sentence, counted, label, deciding.difference_text + interval))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)  # not aligned: some cells are long
     return f"**{kind}** ({'; '.join(lists)})\n\n{table}"
