@@ -101,7 +101,7 @@ def test_the_first_tables_show_the_part_that_decides(monkeypatch):
     monkeypatch.setattr(claims, "CLAIMS", made_up)
     table = re.sub(" +", " ", claims.format_claims({})).partition("**Our own**")[2].splitlines()
     assert table[0] == " (holds: 1; holds in part: 2)"
-    assert table[4] == "| 1 | claim 1 | holds: 2 of 2 | A: 3 % | 3 points (1 to 9) |"
+    assert table[4] == "| 1 | claim 1 | holds: 2 of 2 | A: 2 % | 2 points (1 to 9) |"
     assert table[5] == "| 2 | claim 2 | holds in part: 2 of 3 | rises | |"
 
 

@@ -417,14 +417,21 @@ INTRO = """# The claims
 - A part of a claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated
   otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. The claim *holds* if all its parts do,
   and *holds in part* if some do. There is no claim 7 or 14.
-- The deciding part is the first that does not hold, or else the first undecided one, or else the first. "A: x against
-  B: y" gives the means over the seeds, and the difference is x - y.
+- The deciding part is the first that does not hold or, if there is none, the first undecided one. If all parts hold,
+  it is the one with the smallest difference. "A: x against B: y" gives means over the seeds; the difference is x - y.
 - Unless another setting is named, LeNet-5 learns with Adam at 1e-4; recurrent networks have 30 units and PyTorch's
   initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten."""
 DETAILS = """## All parts of the claims
 
 Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
 is true; p is the smaller of two one-sided p-values: for the claim and for its opposite."""
+
+
+def size_if_it_holds(part):
+    """Return the size of a part's difference if the part holds, otherwise 0."""
+    if part.verdict != HOLDS:
+        return 0
+    return math.inf if part.difference is None else abs(part.difference)
 
 
 def overview(kind, results):
@@ -434,7 +441,7 @@ def overview(kind, results):
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
             verdicts = [part.verdict for part in parts]
-            deciding = min(parts, key=lambda part: VERDICTS.index(part.verdict))
+            deciding = min(parts, key=lambda part: (VERDICTS.index(part.verdict), size_if_it_holds(part)))
             verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else deciding.verdict
             numbers[verdict].append(number)
             counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
