@@ -93,7 +93,7 @@ def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_value
     assert f" {kept} with a one-sided p up to {limit:.4f} remain decided" in claims.format_claims({})
 
 
-def test_the_first_tables_show_the_part_that_decides(monkeypatch):
+def test_the_first_tables_show_the_weakest_parts(monkeypatch):
     rises = Comparison("rises (first epoch: 1)", HOLDS, p=0.01)
     three, two = (Comparison(f"A: {x} % (one seed)", HOLDS, x, f"{x} points", "1 to 9", p=0.1) for x in (3, 2))
     tests = {"1": lambda runs: [three, two], "2": lambda runs: [two, rises, replace(rises, verdict=UNDECIDED)]}

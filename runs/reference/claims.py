@@ -414,13 +414,13 @@ INTRO = """# The claims
 
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it.
 
-- A part of a claim *holds* if the 90 % interval of a difference lies in the claimed range (above 0, unless stated
-  otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. The claim *holds* if all its parts do,
-  and *holds in part* if some do. There is no claim 7 or 14.
-- The deciding part is the first that does not hold or, if there is none, the first undecided one. If all parts hold,
-  it is the one with the smallest difference. "A: x against B: y" gives means over the seeds; the difference is x - y.
-- Unless another setting is named, LeNet-5 learns with Adam at 1e-4; recurrent networks have 30 units and PyTorch's
-  initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten."""
+- Each claim is tested in parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0,
+  unless stated otherwise), *does not hold* if it lies outside, and is *undecided* otherwise.
+- The tables show one part of each claim, the weakest: one that does not hold if there is one, otherwise an undecided
+  one, otherwise the one with the smallest difference. Below the tables stand all parts.
+- "A: x against B: y" gives means over the seeds; the difference is x - y, before rounding. Where no setting is named,
+  LeNet-5 learns with Adam at 1e-4, and recurrent networks have 30 units and PyTorch's initialisation and learn with
+  Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten. There is no claim 7 or 14."""
 DETAILS = """## All parts of the claims
 
 Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
@@ -435,19 +435,19 @@ def size_if_it_holds(part):
 
 
 def overview(kind, results):
-    """Return a table of the claims of a kind, with their verdicts and deciding parts."""
-    rows = [("", "claim", "verdict: parts that hold", "deciding part", "difference (90 % interval)"), ("---",) * 5]
+    """Return a table of the claims of a kind, with their verdicts and weakest parts."""
+    rows = [("", "claim", "verdict: parts that hold", "weakest part", "difference (90 % interval)"), ("---",) * 5]
     numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
             verdicts = [part.verdict for part in parts]
-            deciding = min(parts, key=lambda part: (VERDICTS.index(part.verdict), size_if_it_holds(part)))
-            verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else deciding.verdict
+            weakest = min(parts, key=lambda part: (VERDICTS.index(part.verdict), size_if_it_holds(part)))
+            verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else weakest.verdict
             numbers[verdict].append(number)
             counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
-            label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", deciding.label)
-            interval = f" ({deciding.interval_text})" if deciding.interval_text else ""
-            rows.append((number, CLAIMS[number].sentence, counted, label, deciding.difference_text + interval))
+            label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", weakest.label)
+            interval = f" ({weakest.interval_text})" if weakest.interval_text else ""
+            rows.append((number, CLAIMS[number].sentence, counted, label, weakest.difference_text + interval))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)  # not aligned: some cells are long
     return f"**{kind}** ({'; '.join(lists)})\n\n{table}"
