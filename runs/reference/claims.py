@@ -436,15 +436,15 @@ def weakest_part(parts):
 def overview(kind, results):
     """Return a table of the claims of a kind, with their verdicts and weakest parts."""
     rows = [("", "claim", "verdict", "weakest part", "difference (90 % interval)"), ("---",) * 5]
-    numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
+    numbers = {HOLDS: [], IN_PART: [], FAILS: [], UNDECIDED: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
             weakest = weakest_part(parts)
             verdict, text = weakest.verdict, LABEL_DETAILS.sub("", weakest.label)
             holding = [LABEL_DETAILS.sub("", part.label).partition(":")[0] for part in parts if part.verdict == HOLDS]
             if 0 < len(holding) < len(parts):
-                undecided = sum(part.verdict == UNDECIDED for part in parts)
-                verdict = f"{len(holding)} of {len(parts)} parts hold, {undecided} undecided"
+                counts = Counter(part.verdict for part in parts)
+                verdict = "in part; " + ", ".join(f"{each}: {counts[each]}" for each in numbers if counts[each])
                 if len(holding) <= 2:
                     text += f"<br>Holds for: {'; '.join(holding)}."
             numbers[verdict if verdict in numbers else IN_PART].append(number)
