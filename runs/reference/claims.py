@@ -427,10 +427,11 @@ Values are given with their range and the number of seeds. "Seen in" counts the 
 is true; p is the smaller of two one-sided p-values: for the claim and for its opposite."""
 
 
-def weakest_part(parts):
-    """Return the first part that does not hold or else is undecided or, if all hold, that with the least difference."""
-    least = min(parts, key=lambda part: math.inf if part.difference is None else abs(part.difference))
-    return next((part for verdict in (FAILS, UNDECIDED) for part in parts if part.verdict == verdict), least)
+def where(parts, verdict):
+    """Return a line about the parts with a verdict: their number and, if there are up to four, what they are about."""
+    labels = [LABEL_DETAILS.sub("", part.label).partition(":")[0] for part in parts if part.verdict == verdict]
+    listed = f": {'; '.join(dict.fromkeys(labels))}" if len(labels) <= 4 else ""
+    return f"<br>*{verdict}* ({len(labels)}){listed}" if labels else ""
 
 
 def overview(kind, results):
@@ -439,15 +440,14 @@ def overview(kind, results):
     numbers = {HOLDS: [], IN_PART: [], FAILS: [], UNDECIDED: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
-            weakest = weakest_part(parts)
+            least = min(parts, key=lambda part: math.inf if part.difference is None else abs(part.difference))
+            exceptions = [part for verdict in (FAILS, UNDECIDED) for part in parts if part.verdict == verdict]
+            weakest = exceptions[0] if exceptions else least
             verdict, text = weakest.verdict, LABEL_DETAILS.sub("", weakest.label)
-            holding = [LABEL_DETAILS.sub("", part.label).partition(":")[0] for part in parts if part.verdict == HOLDS]
-            if 0 < len(holding) < len(parts):
-                counts = Counter(part.verdict for part in parts)
-                verdict = "in part; " + ", ".join(f"{each}: {counts[each]}" for each in numbers if counts[each])
-                if len(holding) <= 2:
-                    text += f"<br>Holds for: {'; '.join(holding)}."
-            numbers[verdict if verdict in numbers else IN_PART].append(number)
+            if HOLDS in {part.verdict for part in parts} != {HOLDS}:
+                verdict = IN_PART
+                text += "".join(where(parts, each) for each in (HOLDS, FAILS, UNDECIDED))
+            numbers[verdict].append(number)
             interval = f" ({weakest.interval_text})" if weakest.interval_text else ""
             rows.append((number, CLAIMS[number].sentence, verdict, text, weakest.difference_text + interval))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
