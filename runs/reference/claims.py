@@ -408,11 +408,11 @@ def update_gates_keep_more(runs):
 
 # claims.md -----------------------------------------------------------------------------------------------------------
 
+VERDICTS = (FAILS, UNDECIDED, HOLDS, UNMEASURED)
 IN_PART = "holds in part"
-LABEL_DETAILS = re.compile(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed")  # ranges and numbers of seeds
 INTRO = """# The claims
 
-`python -m runs.reference.claims` writes this page; `runs/reference/README.md` says in words what follows from it.
+`python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it.
 
 - Each claim is tested in parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0,
   unless stated otherwise), *does not hold* if it lies outside, and is *undecided* otherwise.
@@ -427,29 +427,27 @@ Values are given with their range and the number of seeds. "Seen in" counts the 
 is true; p is the smaller of two one-sided p-values: for the claim and for its opposite."""
 
 
-def where(parts, verdict):
-    """Return a line about the parts with a verdict: their number and, if there are up to four, what they are about."""
-    labels = [LABEL_DETAILS.sub("", part.label).partition(":")[0] for part in parts if part.verdict == verdict]
-    listed = f": {'; '.join(dict.fromkeys(labels))}" if len(labels) <= 4 else ""
-    return f"<br>*{verdict}* ({len(labels)}){listed}" if labels else ""
+def size_if_it_holds(part):
+    """Return the size of a part's difference if the part holds, otherwise 0."""
+    if part.verdict != HOLDS:
+        return 0
+    return math.inf if part.difference is None else abs(part.difference)
 
 
 def overview(kind, results):
     """Return a table of the claims of a kind, with their verdicts and weakest parts."""
-    rows = [("", "claim", "verdict", "weakest part", "difference (90 % interval)"), ("---",) * 5]
-    numbers = {HOLDS: [], IN_PART: [], FAILS: [], UNDECIDED: []}
+    rows = [("", "claim", "verdict: parts that hold", "weakest part", "difference (90 % interval)"), ("---",) * 5]
+    numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
-            least = min(parts, key=lambda part: math.inf if part.difference is None else abs(part.difference))
-            exceptions = [part for verdict in (FAILS, UNDECIDED) for part in parts if part.verdict == verdict]
-            weakest = exceptions[0] if exceptions else least
-            verdict, text = weakest.verdict, LABEL_DETAILS.sub("", weakest.label)
-            if HOLDS in {part.verdict for part in parts} != {HOLDS}:
-                verdict = IN_PART
-                text += "".join(where(parts, each) for each in (HOLDS, FAILS, UNDECIDED))
+            verdicts = [part.verdict for part in parts]
+            weakest = min(parts, key=lambda part: (VERDICTS.index(part.verdict), size_if_it_holds(part)))
+            verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else weakest.verdict
             numbers[verdict].append(number)
+            counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
+            label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", weakest.label)
             interval = f" ({weakest.interval_text})" if weakest.interval_text else ""
-            rows.append((number, CLAIMS[number].sentence, verdict, text, weakest.difference_text + interval))
+            rows.append((number, CLAIMS[number].sentence, counted, label, weakest.difference_text + interval))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)  # not aligned: some cells are long
     return f"**{kind}** ({'; '.join(lists)})\n\n{table}"
