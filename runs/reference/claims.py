@@ -408,46 +408,45 @@ def update_gates_keep_more(runs):
 
 # claims.md -----------------------------------------------------------------------------------------------------------
 
-VERDICTS = (FAILS, UNDECIDED, HOLDS, UNMEASURED)
 IN_PART = "holds in part"
+MEAN = re.compile(r": (-?\d+\.\d+(?: %| decades| points)?)")
 INTRO = """# The claims
 
 `python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it.
 
 - Each claim is tested in parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0,
   unless stated otherwise), *does not hold* if it lies outside, and is *undecided* otherwise.
-- The tables show one part of each claim, the weakest: one that does not hold if there is one, otherwise an undecided
-  one, otherwise the one with the smallest difference. Below the tables stand all parts.
-- "A: x against B: y" gives means over the seeds; the difference is x - y, before rounding. Where no setting is named,
-  LeNet-5 learns with Adam at 1e-4, and recurrent networks have 30 units and PyTorch's initialisation and learn with
-  Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten. There is no claim 7 or 14."""
+- The tables show the weakest part of each claim: one that does not hold, otherwise an undecided one, otherwise the one
+  with the smallest difference. "A against B" with means x and y has the difference x - y, taken before rounding.
+- Where no setting is named, LeNet-5 learns with Adam at 1e-4, and recurrent networks have 30 units and PyTorch's
+  initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. There is no claim 7 or 14."""
 DETAILS = """## All parts of the claims
 
 Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
 is true; p is the smaller of two one-sided p-values: for the claim and for its opposite."""
 
 
-def size_if_it_holds(part):
-    """Return the size of a part's difference if the part holds, otherwise 0."""
-    if part.verdict != HOLDS:
-        return 0
-    return math.inf if part.difference is None else abs(part.difference)
-
-
 def overview(kind, results):
     """Return a table of the claims of a kind, with their verdicts and weakest parts."""
-    rows = [("", "claim", "verdict: parts that hold", "weakest part", "difference (90 % interval)"), ("---",) * 5]
+    rows = [("", "claim", "verdict: parts that hold", "weakest part", "means", "claimed", "difference (90 % interval)")]
+    rows.append(("---",) * 7)
     numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
             verdicts = [part.verdict for part in parts]
-            weakest = min(parts, key=lambda part: (VERDICTS.index(part.verdict), size_if_it_holds(part)))
+            least = min(parts, key=lambda part: math.inf if part.difference is None else abs(part.difference))
+            exceptions = [part for verdict in (FAILS, UNDECIDED) for part in parts if part.verdict == verdict]
+            weakest = exceptions[0] if exceptions else least
             verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else weakest.verdict
             numbers[verdict].append(number)
             counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
             label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", weakest.label)
-            interval = f" ({weakest.interval_text})" if weakest.interval_text else ""
-            rows.append((number, CLAIMS[number].sentence, counted, label, weakest.difference_text + interval))
+            text, _, claimed = label.partition("; claimed")
+            cells = [MEAN.sub("", text), " and ".join(MEAN.findall(text)), "", ""]
+            if weakest.difference_text:
+                cells[2] = claimed.partition(": ")[2] or "above 0"
+                cells[3] = f"{weakest.difference_text} ({weakest.interval_text or 'too few seeds'})"
+            rows.append((number, CLAIMS[number].sentence, counted, *cells))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)  # not aligned: some cells are long
     return f"**{kind}** ({'; '.join(lists)})\n\n{table}"
