@@ -412,7 +412,8 @@ IN_PART = "holds in part"
 MEAN = re.compile(r": (-?\d+\.\d+(?: %| decades| points)?)")
 INTRO = """# The claims
 
-`python -m runs.reference.claims` writes this page; `runs/reference/README.md` says what follows from it.
+`python -m runs.reference.claims` writes this page. [README.md](README.md#is-the-report-right) says in words where each
+claim of the report holds.
 
 - Each claim is tested in parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0,
   unless stated otherwise), *does not hold* if it lies outside, and is *undecided* otherwise.
