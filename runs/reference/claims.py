@@ -6,7 +6,6 @@ The tables are written to claims.md in the same folder.
 """
 
 import math
-import re
 from collections import Counter, namedtuple
 from dataclasses import replace
 from functools import partial
@@ -409,7 +408,6 @@ def update_gates_keep_more(runs):
 # claims.md -----------------------------------------------------------------------------------------------------------
 
 IN_PART = "holds in part"
-MEAN = re.compile(r": (-?\d+\.\d+(?: %| decades| points)?)")
 INTRO = """# The claims
 
 `python -m runs.reference.claims` writes this page. [README.md](README.md#is-the-report-right) says in words where each
@@ -417,8 +415,8 @@ claim of the report holds.
 
 - Each claim is tested in parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0,
   unless stated otherwise), *does not hold* if it lies outside, and is *undecided* otherwise.
-- The tables show the weakest part of each claim: one that does not hold, otherwise an undecided one, otherwise the one
-  with the smallest difference. "A against B" with means x and y has the difference x - y, taken before rounding.
+- The first tables show the difference in the weakest part of each claim: one that does not hold, otherwise an undecided
+  one, otherwise the one with the smallest difference. The tables of all parts below name the settings.
 - Where no setting is named, LeNet-5 learns with Adam at 1e-4, and recurrent networks have 30 units and PyTorch's
   initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. There is no claim 7 or 14."""
 DETAILS = """## All parts of the claims
@@ -429,8 +427,7 @@ is true; p is the smaller of two one-sided p-values: for the claim and for its o
 
 def overview(kind, results):
     """Return a table of the claims of a kind, with their verdicts and weakest parts."""
-    rows = [("", "claim", "verdict: parts that hold", "weakest part", "means", "claimed", "difference (90 % interval)")]
-    rows.append(("---",) * 7)
+    rows = [("", "claim", "verdict: parts that hold", "difference in the weakest part (90 % interval)"), ("---",) * 4]
     numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
@@ -441,13 +438,10 @@ def overview(kind, results):
             verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else weakest.verdict
             numbers[verdict].append(number)
             counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
-            label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", weakest.label)
-            text, _, claimed = label.partition("; claimed")
-            cells = [MEAN.sub("", text), " and ".join(MEAN.findall(text)), "", ""]
+            evidence = f"in {weakest.agreeing} of {weakest.total} runs"
             if weakest.difference_text:
-                cells[2] = claimed.partition(": ")[2] or "above 0"
-                cells[3] = f"{weakest.difference_text} ({weakest.interval_text or 'too few seeds'})"
-            rows.append((number, CLAIMS[number].sentence, counted, *cells))
+                evidence = f"{weakest.difference_text} ({weakest.interval_text or 'too few seeds'})"
+            rows.append((number, CLAIMS[number].sentence, counted, evidence))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)  # not aligned: some cells are long
     return f"**{kind}** ({'; '.join(lists)})\n\n{table}"
