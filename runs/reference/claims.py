@@ -6,6 +6,7 @@ The tables are written to claims.md in the same folder.
 """
 
 import math
+import re
 from collections import Counter, namedtuple
 from dataclasses import replace
 from functools import partial
@@ -407,6 +408,7 @@ def update_gates_keep_more(runs):
 
 # claims.md -----------------------------------------------------------------------------------------------------------
 
+VERDICTS = (FAILS, UNDECIDED, HOLDS, UNMEASURED)
 IN_PART = "holds in part"
 INTRO = """# The claims
 
@@ -414,34 +416,40 @@ INTRO = """# The claims
 claim of the report holds.
 
 - Each claim is tested in parts. A part *holds* if the 90 % interval of a difference lies in the claimed range (above 0,
-  unless stated otherwise), *does not hold* if it lies outside, and is *undecided* otherwise.
-- The first tables show the difference in the weakest part of each claim: one that does not hold, otherwise an undecided
-  one, otherwise the one with the smallest difference. The tables of all parts below name the settings.
-- Where no setting is named, LeNet-5 learns with Adam at 1e-4, and recurrent networks have 30 units and PyTorch's
-  initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. There is no claim 7 or 14."""
+  unless stated otherwise), *does not hold* if it lies outside, and is *undecided* otherwise. If only some parts hold,
+  the claim *holds in part*.
+- The tables show the weakest part of each claim: one that does not hold, otherwise an undecided one, otherwise the one
+  with the smallest difference. "A: x against B: y" gives means over the seeds; the difference is x - y."""
 DETAILS = """## All parts of the claims
 
+Where no setting is named, LeNet-5 learns with Adam at 1e-4, and recurrent networks have 30 units and PyTorch's
+initialisation and learn with Adam at 1e-3. B is the initial bias of the gates. A decade is a factor of ten.
+
 Values are given with their range and the number of seeds. "Seen in" counts the seeds, or runs, for which the sentence
-is true; p is the smaller of two one-sided p-values: for the claim and for its opposite."""
+is true; p is the smaller of two one-sided p-values: for the claim and for its opposite. There is no claim 7 or 14."""
+
+
+def size_if_it_holds(part):
+    """Return the size of a part's difference if the part holds, otherwise 0."""
+    if part.verdict != HOLDS:
+        return 0
+    return math.inf if part.difference is None else abs(part.difference)
 
 
 def overview(kind, results):
     """Return a table of the claims of a kind, with their verdicts and weakest parts."""
-    rows = [("", "claim", "verdict: parts that hold", "difference in the weakest part (90 % interval)"), ("---",) * 4]
+    rows = [("", "claim", "verdict: parts that hold", "weakest part", "difference (90 % interval)"), ("---",) * 5]
     numbers = {HOLDS: [], IN_PART: [], UNDECIDED: [], FAILS: []}
     for number, parts in results.items():
         if CLAIMS[number].kind == kind:
             verdicts = [part.verdict for part in parts]
-            least = min(parts, key=lambda part: math.inf if part.difference is None else abs(part.difference))
-            exceptions = [part for verdict in (FAILS, UNDECIDED) for part in parts if part.verdict == verdict]
-            weakest = exceptions[0] if exceptions else least
+            weakest = min(parts, key=lambda part: (VERDICTS.index(part.verdict), size_if_it_holds(part)))
             verdict = IN_PART if HOLDS in verdicts and len(set(verdicts)) > 1 else weakest.verdict
             numbers[verdict].append(number)
             counted = f"{verdict}: {verdicts.count(HOLDS)} of {len(parts)}"
-            evidence = f"in {weakest.agreeing} of {weakest.total} runs"
-            if weakest.difference_text:
-                evidence = f"{weakest.difference_text} ({weakest.interval_text or 'too few seeds'})"
-            rows.append((number, CLAIMS[number].sentence, counted, evidence))
+            label = re.sub(r" \([^()]*(seeds?|epoch:.*)\)|, paired by seed", "", weakest.label)
+            interval = f" ({weakest.interval_text})" if weakest.interval_text else ""
+            rows.append((number, CLAIMS[number].sentence, counted, label, weakest.difference_text + interval))
     lists = [f"{verdict}: {', '.join(found)}" for verdict, found in numbers.items() if found]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)  # not aligned: some cells are long
     return f"**{kind}** ({'; '.join(lists)})\n\n{table}"
