@@ -525,8 +525,9 @@ class Run:
             for pattern in ("checkpoint.pt", "metrics.csv", "snapshots/epoch_*.pt", "events.out.tfevents.*"):
                 for path in self.folder.glob(pattern):
                     path.unlink()
-        weights = sum(weights.numel() for weights in parts["model"].parameters())
-        self.conditions.parameters = weights - getattr(parts["model"], "frozen_weights", 0)  # which stay zero
+        parameters = sum(weights.numel() for weights in parts["model"].parameters())
+        parameters -= getattr(parts["model"], "frozen_weights", 0)  # which stay zero
+        self.conditions.parameters = parameters
         self.write_records()
         # TensorBoard's readers hide what a killed process wrote after the checkpoint.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.epoch + 1 if self.epoch else None)
@@ -535,17 +536,16 @@ class Run:
             shown[spec.name] = spec.none_label if value is None else value
         self.writer.file_writer.add_summary(hparams(shown, {})[1])
         continuing = f", continuing after epoch {self.epoch}" if self.epoch else ""
-        parameters = self.conditions.parameters
         print_once(f"{self.folder}: {parameters:,} parameters, {self.device}, {self.precision}{continuing}")
 
     def epochs(self):
         """Yield the numbers of the epochs that are left to train."""
-        print_once("  epoch  train loss  train accuracy  test accuracy  seconds")
+        print_once("  epoch  train loss  train accuracy  test accuracy  seconds  time left")
         yield from range(self.epoch + 1, self.conditions.epochs + 1)
 
     def batches(self, split, epoch):
         """Yield the batches of a Split, (images, labels). All random numbers follow from the seed and the epoch."""
-        start = time.perf_counter()
+        self._start = time.perf_counter()
         torch.manual_seed(1000 * self.config.seed + epoch)
         batches = torch.randperm(len(split.images)).to(self.device).split(self.config.batch_size)
         has_bar = world().size == 1 and sys.stderr is not None and sys.stderr.isatty()
@@ -553,7 +553,7 @@ class Run:
             yield split.images[batch], split.labels[batch]
         if self.device != "cpu":
             getattr(torch, self.device).synchronize()
-        self._seconds = time.perf_counter() - start
+        self._seconds = time.perf_counter() - self._start
 
     def save_snapshot(self, epoch, tensors):
         """Write snapshots/epoch_NN.pt, a dict of tensors by parameter name."""
@@ -569,12 +569,12 @@ class Run:
             self.writer.add_scalar(f"Accuracy/{split}", score.accuracy, epoch)
         self.writer.flush()
         state = {name: part.state_dict() for name, part in self._parts.items()}
-        checkpoint = {"record": self._record(), "history": self.history, "state": state}
-        save_tensors(self.folder / "checkpoint.pt", checkpoint)
+        save_tensors(self.folder / "checkpoint.pt", {"record": self._record(), "history": self.history, "state": state})
         self.write_records()
         progress = f"{epoch}/{self.conditions.epochs}"
         scores = f"{train.loss:10.4f}  {train.accuracy:12.2f} %  {test.accuracy:11.2f} %"
-        print_once(f"{progress:>7}  {scores}  {self._seconds:7.1f}")
+        time_left = tqdm.format_interval((time.perf_counter() - self._start) * (self.conditions.epochs - epoch))
+        print_once(f"{progress:>7}  {scores}  {self._seconds:7.1f}  {time_left:>9}")
 
     def write_records(self):
         """Write config.json and metrics.csv, which follow from the checkpoint."""

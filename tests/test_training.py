@@ -83,7 +83,7 @@ def test_screen_shows_epochs_data_source_result_and_next_commands(default_run):
     assert len({len(line) for line in progress}) == 1, "the columns are aligned"
     for number, (line, row) in enumerate(zip(progress, rows, strict=True), start=1):
         loss, train, test, seconds = [float(row[name]) for name in utils.METRIC_COLUMNS if name != "test_loss"][1:]
-        assert line.split() == f"{number}/{epochs} {loss:.4f} {train:.2f} % {test:.2f} % {seconds:.1f}".split()
+        assert line.split()[:-1] == f"{number}/{epochs} {loss:.4f} {train:.2f} % {test:.2f} % {seconds:.1f}".split()
     notices = [number for number, line in enumerate(lines) if line == utils.SYNTHETIC_NOTICE]
     assert notices == [0, len(lines) - 5], "at the start and at the end"
     [result] = read_table(done.stdout)
@@ -329,7 +329,7 @@ def test_evaluation_counts_all_test_images():
 
 
 @both_scripts
-def test_seconds_are_those_of_training_alone(script, config, tiny_data, tmp_path, monkeypatch):
+def test_seconds_are_of_training_and_time_left_is_of_all(script, config, tiny_data, tmp_path, monkeypatch, capsys):
     """The clock stands still except for a second that each step takes, and an hour for anything else."""
     now = 0.0
 
@@ -350,6 +350,7 @@ def test_seconds_are_those_of_training_alone(script, config, tiny_data, tmp_path
     data = small(tiny_data[script], 3 * config.batch_size - 1, 100)
     folder = train_here(script, tmp_path, data, config, epochs=2)
     assert [float(row["seconds"]) for row in read_rows(folder)] == [3, 3]
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["3:00:03", "00:00"]
 
 
 @pytest.mark.usefixtures("tiny_data")
