@@ -1146,6 +1146,7 @@ class Comparison:
     agreeing: int | None = None  # for how many seeds the tested sentence is true,
     total: int | None = None  # of those that both settings have
     p: float | None = None  # one-sided, of the tested sentence or of its opposite, whichever is smaller
+    slack: float = 0.0  # by how much the difference is inside the tested range
 
 
 def compare(first, second, margin=0.0, unit="%", paired=False):

@@ -64,6 +64,7 @@ def test_similar_values_differ_by_less_than_a_margin():
         moved = Measurements("", {seed: value + difference for seed, value in values.items()})
         result = claims.compare(moved, Measurements("", values), paired=True, above=-0.5, below=0.5)
         assert (result.verdict, result.difference) == (verdict, pytest.approx(difference))
+        assert result.slack == pytest.approx(0.5 - abs(difference))
 
 
 RISES = [([1] * 5, HOLDS, 1 / 32), ([1, 1, 1, 1, 2], UNDECIDED, 6 / 32), ([2, 3, 9, 11, 12], FAILS, 1 / 32)]
@@ -76,7 +77,7 @@ def test_what_most_runs_do_is_decided_by_a_sign_test(tmp_path, epochs, verdict, 
         invent_run(tmp_path, RNN(seed=seed), [11.35] * (epoch - 1) + [90] * (13 - epoch))
     invent_run(tmp_path, RNN(seed=99), [90] * 9)
     runs = {RNN(): visualize.find_runs(tmp_path, tmp_path)}
-    result = claims.count_rises(runs, [RNN()], "rises", 1, 1)
+    result = claims.count_rises(runs, [RNN()], 1, 1)
     assert (result.verdict, result.agreeing, result.total, result.p) == (verdict, epochs.count(1), 5, p)
     assert result.label.endswith("9, never, never)") == (12 in epochs)
 
@@ -87,22 +88,28 @@ P_VALUES = [([0.005, 0.02, 0.015, 0.9, 0.018], 4), ([0.005, 0.02, 0.03], 1), ([0
 
 @pytest.mark.parametrize(("p_values", "kept"), P_VALUES)
 def test_p_is_doubled_and_corrected_for_the_number_of_tests(monkeypatch, p_values, kept):
-    parts = [Comparison("", HOLDS, p=p) for p in p_values]
+    parts = [(str(number), Comparison("", HOLDS, p=p)) for number, p in enumerate(p_values)]
     monkeypatch.setattr(claims, "CLAIMS", {"1": claims.Claim("", "", lambda runs: parts)})
     limit = max([p for p in p_values if p < 0.9][:kept], default=0)
     assert f" {kept} with a one-sided p up to {limit:.4f} remain decided" in claims.format_claims({})
 
 
-def test_the_first_tables_show_the_weakest_parts(monkeypatch):
-    rises = Comparison("rises (first epoch: 1)", HOLDS, p=0.01)
-    three, two = (Comparison(f"A: {x} % (one seed)", HOLDS, x, f"{x} points", "1 to 9", p=0.1) for x in (3, 2))
-    tests = {"1": lambda runs: [three, two], "2": lambda runs: [two, rises, replace(rises, verdict=UNDECIDED)]}
-    made_up = {number: claims.Claim("Our own", f"claim {number}", test) for number, test in tests.items()}
-    monkeypatch.setattr(claims, "CLAIMS", made_up)
-    table = re.sub(" +", " ", claims.format_claims({})).partition("**Our own**")[2].splitlines()
-    assert table[0] == " (holds: 1; holds in part: 2)"
-    assert table[4] == "| 1 | claim 1 | holds: 2 of 2 | A: 2 % | 2 points (1 to 9) |"
-    assert table[5] == "| 2 | claim 2 | holds in part: 2 of 3 | rises | |"
+def test_the_first_tables_show_verdicts_and_the_weakest_parts(monkeypatch):
+    part = Comparison("", HOLDS, 1.5, "+1.5 points", "0 to 2", p=0.1, slack=1)
+    undecided, failing = replace(part, verdict=UNDECIDED), replace(part, verdict=FAILS, interval_text="")
+    verdicts = {1: [undecided, failing], 2: [replace(part, slack=2), part], 3: [part, undecided, part], 4: [undecided]}
+    for number, found in verdicts.items():
+        parts = list(zip(("A", "B", "C"), found, strict=False))
+        monkeypatch.setitem(claims.CLAIMS, number, claims.Claim("New", "True.", lambda runs, parts=parts: parts))
+    monkeypatch.setattr(claims, "OUTCOMES", {"3 huh": "it is {} apart", "4 h": "it does"})
+    lines = claims.format_claims({}).splitlines()
+    assert "4 claims (✓ holds: 1, ◐ holds in part: 1, ? undecided: 1, ✗ does not hold: 1)" in lines
+    assert [line.partition(" True. | ")[2] for line in lines if line.startswith("| [")] == [
+        "**✓ holds**<br><sub>B: +1.5 points (0 to 2)</sub> |",
+        "**◐ holds in 2 of 3 parts**: it is 1.5 apart<br><sub>B: +1.5 points (0 to 2)</sub> |",
+        "**? undecided**<br><sub>A: +1.5 points (0 to 2)</sub> |",
+        "**✗ does not hold**<br><sub>B: +1.5 points</sub> |",
+    ]
 
 
 class AskedRuns(dict):
@@ -111,7 +118,8 @@ class AskedRuns(dict):
     def __init__(self, claims_by_number):
         self.asked = []
         for claim in claims_by_number.values():
-            list(claim.test(self))
+            names = [name for name, _ in claim.test(self)]
+            assert len(set(names)) == len(names), "two parts of a claim have the same name"
 
     def get(self, config, default):
         self.asked.append(config)
@@ -163,13 +171,13 @@ def test_verdicts_follow_from_the_accuracies(tmp_path, is_opposite):
     runs = runs_in(tmp_path)
     for line in VERDICTS.split("/"):
         number, *expected = line.split()
-        found = "".join(part.verdict[0] for part in claims.CLAIMS[number].test(runs))
+        found = "".join(part.verdict[0] for _, part in claims.CLAIMS[number].test(runs))
         assert (number, found) == (number, expected[is_opposite])
-    assert {part.verdict for part in claims.more_epochs(runs)} == {HOLDS}
+    assert {part.verdict for _, part in claims.more_epochs(runs)} == {HOLDS}
     if not is_opposite:  # of the constant gates with B = 2 and 4, the better one counts
-        labels = " ".join(part.label for part in claims.constant_gates_between(runs))
-        assert "GRU, 56 blank rows after, B = 4, constant gates: 87.72 %" in labels
-        assert "LSTM, 56 blank rows after, B = 2, constant gates: 84.12 %" in labels
+        labels = " ".join(part.label for _, part in claims.constant_gates_between(runs))
+        assert "B = 4, constant gates, Adam, learning rate 1e-3: 87.72 %" in labels
+        assert "B = 2, constant gates, Adam, learning rate 1e-3: 84.12 %" in labels
 
 
 CLAIMS_SCRIPT = SimpleNamespace(__name__="claims", main=claims.main)
@@ -185,9 +193,8 @@ def test_claims_of_other_runs_are_written_beside_them(call, tmp_path):
     invent_run(tmp_path, RNN(5, optimizer="sgd", seed=5), 15)
     assert call(CLAIMS_SCRIPT, tmp_path)[::2] == (0, "")
     text = re.sub(" +", " ", (tmp_path / "claims.md").read_text(encoding="utf-8"))
-    measured = "RNN, 5 hidden units, Adam: 50.00 % against SGD: 15.20 % | +34.80 points (+33.00 to +36.00)"
-    assert f"| holds in part: 1 of 2 | {measured} |\n" in text
-    assert re.findall("^## (.*?)\\.", text, re.MULTILINE) == ["1", "5"], "the runs of other claims are missing"
+    assert "| **◐ holds in only 1 of 2 parts**<br><sub>RNN, Adam minus SGD: +34.80 points (+33.00 to" in text
+    assert re.findall("^### (.*?)\\.", text, re.MULTILINE) == ["1", "5"], "the runs of other claims are missing"
     assert "\nSettings whose runs differ in precision or device: RNN, 5 hidden units, SGD, learning rate 1e-3." in text
 
 

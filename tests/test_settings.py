@@ -27,12 +27,8 @@ class DropoutConfig(rnn_mnist.Config):
 
 CNN = cnn_cifar10.Config
 RNN = rnn_mnist.Config
-LONGER_RNN = SimpleNamespace(
-    __name__="rnn_mnist",
-    Config=DropoutConfig,
-    train=rnn_mnist.train,
-    REPORT=[utils.ReportedResult(DropoutConfig(), 50.0)],
-)
+REPORT = [utils.ReportedResult(DropoutConfig(), 50.0)]
+LONGER_RNN = SimpleNamespace(__name__="rnn_mnist", Config=DropoutConfig, train=rnn_mnist.train, REPORT=REPORT)
 each_script = pytest.mark.parametrize("script", [cnn_cifar10, rnn_mnist, LONGER_RNN], ids=["cnn", "rnn", "longer_rnn"])
 each_config = pytest.mark.parametrize("config_class", [CNN, RNN, DropoutConfig])
 RNN_RECORD = b'{"script": "rnn_mnist", "settings": {%s}, "conditions": {}}'
@@ -107,15 +103,11 @@ def test_the_command_of_a_run_asks_for_its_experiment_alone(script, requested, t
     ("config", "name", "caption"),
     [
         (CNN(seed=12), "adam_lr1e-3_seed12", "LeNet-5 on CIFAR-10, Adam, learning rate 1e-3"),
+        (CNN(without="fc1"), "no-fc1_adam_lr1e-3_seed0", "LeNet-5 on CIFAR-10, without fc1, Adam, learning rate 1e-3"),
         (
-            CNN(dataset="mnist", optimizer="sgd", lr=0.02, momentum=0.9, batch_size=64),
-            "mnist_sgd_lr0.02_momentum0.9_batch64_seed0",
-            "LeNet-5 on MNIST, SGD, learning rate 0.02, momentum 0.9, batch 64",
-        ),
-        (
-            CNN(without="conv1+conv2", pixels="permuted", lr=1.25e-5),
-            "no-conv1+conv2_permuted_adam_lr1.25e-5_seed0",
-            "LeNet-5 on CIFAR-10, without conv1+conv2, pixels permuted, Adam, learning rate 1.25e-5",
+            CNN(dataset="mnist", pixels="permuted", optimizer="sgd", lr=1.25e-5, momentum=0.9, batch_size=64),
+            "mnist_permuted_sgd_lr1.25e-5_momentum0.9_batch64_seed0",
+            "LeNet-5 on MNIST, pixels permuted, SGD, learning rate 1.25e-5, momentum 0.9, batch 64",
         ),
         (RNN(), "rnn30_adam_lr1e-3_seed0", "RNN, 30 hidden units, Adam, learning rate 1e-3"),
         (
@@ -127,7 +119,7 @@ def test_the_command_of_a_run_asks_for_its_experiment_alone(script, requested, t
         (
             DropoutConfig(dropout=0.5),
             "rnn30_dropout0.5_adam_lr1e-3_seed0",
-            "RNN, 30 hidden units, dropout 0.5, Adam, learning rate 1e-3",
+            RNN().caption.replace("A", "dropout 0.5, A"),
         ),
     ],
 )
