@@ -411,8 +411,8 @@ OUTCOMES = {
     "1b hud": "for the CNN yes against 1e-4, undecided against 1e-3; for the RNN Adam wins",
     "12 dhdu": "it loses most without conv1; fc1 matters more than conv2 at 1e-4, undecided at 1e-3",
     "16 hdduu": "yes for GRUs; no for LSTMs; undecided for plain RNNs",
-    "P1 huhhuh": "yes for full gates; undecided for the RNN",
-    "P3 huhu": "yes for the plain RNN; undecided for 92 %",
+    "P1 huhhuh": "so far below full gates: yes; at most 2.5 above the RNN: undecided",
+    "P3 huhu": "above the plain RNN: yes; below 92 %: undecided",
     "P5 hhuu": "yes with B = 2; undecided with PyTorch's initialisation",
 }
 INTRO = """# The claims
