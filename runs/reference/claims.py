@@ -424,7 +424,7 @@ DETAILS = """## How the verdicts are reached
 
 A part holds if its whole 90 % interval agrees with the claim, fails if all of the interval contradicts it, and is
 undecided otherwise. A claim holds (✓) if all its parts hold, holds in part (◐) if some do, is undecided (?) if all are,
-and does not hold (✗) if no part holds and at least one fails. There is no claim 7 or 14. Differences are in points of
+and does not hold (✗) if no part holds and at least one fails. Numbers 7 and 14 are unused. Differences are in points of
 test accuracy unless another unit is given. "Seen in" counts the seeds, or runs, for which the sentence is true; p is
 the smaller of the one-sided p-values for the claim and for its opposite."""
 
