@@ -138,7 +138,7 @@ def adam_beats_sgd(runs):
         yield f"{name}, Adam minus SGD", compare_accuracy(runs, config, replace(config, optimizer="sgd"))
 
 
-@report_claim("2", "For the CNN a learning rate of 1e-4 is slightly better than 1e-3 (by at most 1 point).")
+@report_claim("2", "For the CNN 1e-4 is the best learning rate, and 1e-3 is similar (at most 1 point below).")
 def best_rate_of_cnn(runs):
     larger_rate = replace(CNN, lr=1e-3)
     yield "rate 1e-4 minus rate 1e-3", compare_accuracy(runs, CNN, larger_rate)
@@ -417,16 +417,15 @@ OUTCOMES = {
 }
 INTRO = """# The claims
 
-A claim is split into parts and holds only if all of them hold. The bold words are enough for a first reading. Small
-type gives the part that comes nearest to failing, or fails worst, with its 90 % interval. A claim's number leads to all
-its parts; [the findings](README.md#is-the-report-right) explain the verdicts."""
+We split each claim into parts. ✓: all parts hold; ◐: some do; ?: all are undecided; ✗: none holds and one or more fail.
+Rows are sorted by verdict. The small print shows the weakest part, with its 90 % interval. A claim's number leads to
+all its parts; [the findings](README.md#is-the-report-right) explain the verdicts."""
 DETAILS = """## How the verdicts are reached
 
 A part holds if its whole 90 % interval agrees with the claim, fails if all of the interval contradicts it, and is
-undecided otherwise. A claim holds (✓) if all its parts hold, holds in part (◐) if some do, is undecided (?) if all are,
-and does not hold (✗) if no part holds and at least one fails. Numbers 7 and 14 are unused. Differences are in points of
-test accuracy unless another unit is given. "Seen in" counts the seeds, or runs, for which the sentence is true; p is
-the smaller of the one-sided p-values for the claim and for its opposite."""
+undecided otherwise. Numbers 7 and 14 are unused. Differences are in points of test accuracy unless another unit is
+given. "Seen in" counts the seeds, or runs, for which the sentence is true; p is the smaller of the one-sided p-values
+for the claim and for its opposite."""
 
 
 def overview(kind, results):
