@@ -1278,20 +1278,20 @@ def compare_groups(first, second, labels=("", "")):
 
 
 def describe_best(groups, labels):
-    """Return in words which groups have the highest, the second and the lowest mean, and their distance in points."""
+    """Return in words which group has the highest mean, and its lead over the second and over the last in points."""
     if len(groups) == 1:
         return f"mean: {groups[0].mean:.2f} %"
     ranking = sorted(zip(groups, labels, strict=True), key=lambda pair: pair[0].mean)
     ranking.reverse()
     best, best_label = ranking[0]
-    others = [("then", *ranking[1])]
+    others = [("{:.2f} points better than {}", *ranking[1])]
     if len(ranking) > 2:
-        others.append(("lowest:", *ranking[-1]))
-    texts = [f"best: {best_label} ({best.mean:.2f})"]
-    for place, group, label in others:
-        doubt = "" if compare_groups(best, group).verdict == HOLDS else ", may be noise"
-        texts.append(f"{place} {label} ({group.mean - best.mean:.2f}{doubt})")
-    return ", ".join(text.replace(" ", "\xa0") for text in texts)  # lines are broken between the texts
+        others.append(("and {:.2f} better than {}", *ranking[-1]))
+    texts = [f"best: {best_label},"]
+    for template, group, label in others:
+        doubt = "" if compare_groups(best, group).verdict == HOLDS else " (may be noise)"
+        texts.append(template.format(best.mean - group.mean, label) + doubt)
+    return " ".join(text.replace(" ", "\xa0") for text in texts)  # lines are broken between the texts
 
 
 # Pictures of several settings -----------------------------------------------------------------------------------------
@@ -1327,7 +1327,7 @@ def draw_panels(name, groups, panels, title):
         axes = drawn.add_subplot(rows, columns, number)
         axes.grid(alpha=0.3, axis="y")
         draw(axes)
-        lines = [textwrap.fill(line, 112 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
+        lines = [textwrap.fill(line, 120 // columns, break_on_hyphens=False) for line in panel_title.splitlines()]
         axes.set_title("\n".join(lines), fontsize=7.5)
     if not drawn.axes[0].images and not share_limits(drawn.axes):
         title += ", on different scales"
@@ -1395,10 +1395,11 @@ def draw_seeds(axes, groups, spec):
     axes.plot([], [], color="0.4", label=f"mean{below}")
     axes.set_xticks(range(len(groups)), labels, rotation=90 if len(groups) > 8 else 0, fontsize=7.5)
     axes.set(xlabel=spec.flag, ylabel="test accuracy in %")
+    low, high = axes.get_ylim()
     if min(group.mean for group in groups) < 20:
         axes.axhline(10, color="0.4", linestyle=":")
-        axes.text((len(groups) - 1) / 2, 10, "random guessing (10 %)", fontsize=7, ha="center", va="top")
-    low, high = axes.get_ylim()
+        low = min(low, 10 - 0.12 * (high - low))  # leaves room for the text
+        axes.text((len(groups) - 1) / 2, low, "random guessing (10 %)", fontsize=7, ha="center", va="bottom")
     axes.set_ylim(min(low, high - 1), min(high, 100.5))  # a smaller range would make small differences look large
 
 

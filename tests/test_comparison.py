@@ -347,9 +347,9 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     drawn = draw("hidden_size", groups_in(tmp_path))
     assert drawn.get_suptitle().endswith(" after epoch 10 by units of each layer (--hidden-size), on different scales")
     assert titles_of(drawn) == [
-        "RNN, Adam, learning rate 1e-3 best: 20 (91.00), then 30 (-1.00, may be noise), lowest: 5 (-78.00)",
-        "GRU, Adam, learning rate 1e-3 best: 40 (95.00), then 20 (-10.00)",
-        "LSTM, Adam, learning rate 1e-3 best: 20 (97.50), then 30 (-0.50, may be noise)",
+        "RNN, Adam, learning rate 1e-3 best: 20, 1.00 points better than 30 (may be noise) and 78.00 better than 5",
+        "GRU, Adam, learning rate 1e-3 best: 40, 10.00 points better than 20",
+        "LSTM, Adam, learning rate 1e-3 best: 20, 0.50 points better than 30 (may be noise)",
     ]
     rnn = drawn.axes[0]
     assert [len(axes.texts) for axes in drawn.axes] == [1, 0, 0], "only an RNN guesses"
@@ -370,11 +370,11 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
         invent_run(tmp_path / "usual", config, accuracy)
         invent_run(tmp_path / "opposite", config, 100 - accuracy)
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
-    assert " best: plain RNN (6.50), then constant gates (-2.50, may be noise)," in titles_of(drawn)[0]
+    assert " best: plain RNN, 2.50 points better than constant gates (may be noise)" in titles_of(drawn)[0]
     drawn = draw("gates", groups_in(tmp_path / "usual"))
     assert drawn.get_suptitle().endswith(" by what the gates of a GRU or LSTM see (--gates)")
-    others = "then constant gates (-2.00, may be noise), lowest: plain RNN (-4.50, may be noise)"
-    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 best: full gates (98.00), {others}"]
+    lead = "2.00 points better than constant gates (may be noise) and 4.50 better than plain RNN (may be noise)"
+    assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 best: full gates, {lead}"]
     (axes,) = drawn.axes
     assert ticks_of(axes) == ["plain RNN 93.50 (-4.50)", "constant gates 96.00 (-2.00)", "full gates 98.00 (best)"]
     assert drawn_points(axes, ".") == {0: ([93.5], "#e69f00"), 1: ([96], "#0072b2"), 2: ([98], "#0072b2")}
@@ -391,12 +391,12 @@ def test_curves_show_each_setting_once_six_in_a_panel(tmp_path):
     drawn = draw("curves", groups)
     assert drawn.get_suptitle() == "Test accuracy in % by epoch, and the best of each panel after epoch 10"
     assert len({axes.get_ylim() for axes in drawn.axes}) == 1
-    best = "best: learning rate 0.25 (55.00), then learning rate 0.5 (-3.00, may be noise)"
+    best = "best: learning rate 0.25, 3.00 points better than learning rate 0.5 (may be noise)"
     rnn = "RNN, Adam, learning rate 1e-3"
     assert titles_of(drawn) == [
         f"LeNet-5 on CIFAR-10, SGD, momentum 0.9, batch 32 {best}",
-        f"{rnn} best: 3 hidden units (30.00), then 6 hidden units (-13.00), lowest: 1 hidden units (-18.00)",
-        f"{rnn} best: 7 hidden units (19.00), then 8 hidden units (-1.00, may be noise)",
+        f"{rnn} best: 3 hidden units, 13.00 points better than 6 hidden units and 18.00 better than 1 hidden units",
+        f"{rnn} best: 7 hidden units, 1.00 points better than 8 hidden units (may be noise)",
         "GRU, 30 hidden units, input-only gates, Adam, learning rate 0.01 mean: 40.00 %",
         "LSTM, 30 hidden units, Adam, learning rate 0.02 mean: 31.00 %",
     ]
@@ -437,7 +437,7 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
         invent_run(tmp_path, config, 97)  # not shown
     drawn = draw("memory", groups_in(tmp_path))
     assert drawn.get_suptitle().startswith("Test accuracy in % after epoch 10 by blank rows and initial bias B (--keep")
-    result = "best: B = 3 (94.00), then B = 1 (-3.00, may be noise), lowest: PyTorch's (-74.00, may be noise)"
+    result = "best: B = 3, 3.00 points better than B = 1 (may be noise) and 74.00 better than PyTorch's (may be noise)"
     assert titles_of(drawn)[0] == f"GRU; with 56 blank rows {result}"
     notes = 'mean, and range if above 1 point; 11.35 %: always "1"; plain RNN: recurrent weights sigmoid(B) x identity'
     assert "; ".join(colors_in(drawn.legends[0])) == notes

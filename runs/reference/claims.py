@@ -400,7 +400,7 @@ def update_gates_keep_more(runs):
 VERDICTS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNMEASURED: ""}  # from bad to good, with their marks
 # Shown only if the parts of a claim have exactly these verdicts (first letters); {} is the size of the difference.
 OUTCOMES = {
-    "2 dd": "the reverse is true: 1e-3 is better, by {} points",
+    "2 dd": "1e-3 is better, by {} points",
     "4b u": "the difference lies right at the limit of 0.5 points",
     "5 hhhhhhhhhhduhhhhhhhhhhhhhhhhhhhh": (
         "not for the RNN with 5 units at rate 0.1, which gets worse from epoch 1 to 10 (from epoch 5: undecided)"
@@ -417,9 +417,9 @@ OUTCOMES = {
 }
 INTRO = """# The claims
 
-We split each claim into parts. ✓: all parts hold; ◐: some do; ?: all are undecided; ✗: none holds and one or more fail.
-Rows are sorted by verdict. The small print shows the weakest part, with its 90 % interval. A claim's number leads to
-all its parts; [the findings](README.md#is-the-report-right) explain the verdicts."""
+We split each claim into parts. ✓: all parts hold; ◐: some hold; ?: all are undecided; ✗: none holds and at least one
+fails. Rows are sorted by verdict. The small print shows the part with the least support, as a difference with its 90 %
+interval. A claim's number links to all parts; [the findings](README.md#is-the-report-right) explain the verdicts."""
 DETAILS = """## How the verdicts are reached
 
 A part holds if its whole 90 % interval agrees with the claim, fails if all of the interval contradicts it, and is
