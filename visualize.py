@@ -450,7 +450,7 @@ def layer_features(model, images, batch_size=500):
 
 
 def measure_layers(run):
-    """Return the rows of layers.csv: the accuracy of a linear probe on each layer of two networks."""
+    """Return the rows of layers.csv: the accuracy of a linear classifier on each layer of two networks."""
     test = run.data.test
     train_images = run.data.train.images[:RIDGE_IMAGES]
     train_labels = run.data.train.labels[:RIDGE_IMAGES]
@@ -465,19 +465,19 @@ def measure_layers(run):
 
 
 def layers(run, rows):
-    """Draw the accuracy of a linear probe on each layer, before and after training (Table 7)."""
+    """Draw the accuracy of a linear classifier on each layer, before and after training (Table 7)."""
     fig = Figure(figsize=(FIGURE_WIDTH, 3.6))
     axes = fig.subplots()
     axes.axhline(run.test_accuracy(run.epoch), color=ACCENT_COLOR, linestyle="--", label="trained network")
     for network, color in (("trained", AFTER_COLOR), ("untrained", BEFORE_COLOR)):
         names = [row["layer"] for row in rows if row["network"] == network]
         accuracies = [row["accuracy"] for row in rows if row["network"] == network]
-        axes.plot(names, accuracies, "o-", color=color, label=f"linear probes, {network} network")
-    axes.set(xlabel="input of the linear probe", ylabel="test accuracy in %", ylim=(0, 100))
+        axes.plot(names, accuracies, "o-", color=color, label=f"linear classifiers, {network} network")
+    axes.set(xlabel="input of the linear classifier", ylabel="test accuracy in %", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="lower right")
     reached = [f"{row['accuracy']:.0f} % on {row['layer']}" for row in rows if row["network"] == "trained"]
-    return titled(fig, f"After training, linear probes reach {', '.join(reached)}", run)
+    return titled(fig, f"After training, linear classifiers reach {', '.join(reached)}", run)
 
 
 # The deconvolutional network of Zeiler & Fergus (2013), section 2.1 ---------------------------------------------------

@@ -58,11 +58,12 @@ def test_files_and_logs_that_the_readme_names_exist():
     links = {link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}
     scripts = {script for script, _ in COMMANDS}
     modules = {f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (runs[.\w]+)", README)}
-    logs = set(re.findall(r"--logdir (runs/reference\S*)", README))
+    logs = set(re.findall(r"`(runs/reference/(?:cnn_cifar10|rnn_mnist))`", README))
     missing = [path for path in links | scripts | modules | logs if not (ROOT / path).exists()]
     assert missing == []
     assert scripts >= {*SCRIPTS, "visualize.py"}
     assert "-m pytest" in README
+    assert len(logs) == 2
     for log in logs:
         assert 0 < len(list((ROOT / log).rglob("events.out.tfevents.*"))) <= 40, "TensorBoard selects at most 40 runs"
 

@@ -55,9 +55,6 @@ def random_config(rng, config_class, largest=None):
     return config_class(**values)
 
 
-# The command line
-
-
 def test_several_values_make_every_combination_once(requested):
     grid = requested(LONGER_RNN, "--dropout", 0, 0.5, 0, "--lr", "1e-3", "0.001", "--seed", 1, 2)
     assert [(config.dropout, config.seed) for config in grid] == [(0, 1), (0, 2), (0.5, 1), (0.5, 2)]
@@ -94,9 +91,6 @@ def test_the_command_of_a_run_asks_for_its_experiment_alone(script, requested, t
         assert (python, path.rpartition("/")[2]) == ("python", f"{script.__name__}.py")
         assert flags[-1] == "--data=synthetic"
         assert requested(script, *flags) == [config]
-
-
-# Names and captions
 
 
 @pytest.mark.parametrize(
@@ -137,11 +131,8 @@ def test_no_two_experiments_have_the_same_name(config_class):
     for number in range(2000):
         config = random_config(rng, config_class, largest if number % 2 else None)
         assert configs.setdefault(config.name.lower(), config) == config
-        assert re.fullmatch(r"[a-zA-Z0-9_.+-]{1,200}", config.name)
+        assert re.fullmatch(r"[a-zA-Z0-9_.+-]{1,250}", config.name)
     assert len(configs) > 1000
-
-
-# Values and config.json
 
 
 @each_config

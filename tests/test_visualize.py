@@ -224,12 +224,12 @@ class MadeUp:
 
         self.replace(layer_features=layer_features)
         self.replace_probe({0: 30, 1: 44, 4: 31, 5: 52})
-        lines = {"trained network": (ACCENT, [41, 41]), "linear probes, trained network": (AFTER, [31, 52])}
-        lines["linear probes, untrained network"] = (BEFORE, [30, 44])
-        labels = {"xlabel": "input of the linear probe", "ylabel": "test accuracy in %"}
+        lines = {"trained network": (ACCENT, [41, 41]), "linear classifiers, trained network": (AFTER, [31, 52])}
+        lines["linear classifiers, untrained network"] = (BEFORE, [30, 44])
+        labels = {"xlabel": "input of the linear classifier", "ylabel": "test accuracy in %"}
         labels["xticks"] = {"raw": 0, "conv1": 1}
         table = "epoch,network,layer,accuracy\n4,trained,raw,31\n4,trained,conv1,52\n4,untrained,raw,30\n"
-        title = "After training, linear probes reach 31 % on raw, 52 % on conv1"
+        title = "After training, linear classifiers reach 31 % on raw, 52 % on conv1"
         return stand_in(), title, {0: {"lines": lines, **labels}}, table
 
     def deconv(self, is_alike=True):
