@@ -138,7 +138,7 @@ def adam_beats_sgd(runs):
         yield f"{name}, Adam minus SGD", compare_accuracy(runs, config, replace(config, optimizer="sgd"))
 
 
-@report_claim("2", "For the CNN 1e-4 is the best learning rate, and 1e-3 is similar (at most 1 point below).")
+@report_claim("2", "For the CNN 1e-4 is the best learning rate, and 1e-3 is within 1 point of it.")
 def best_rate_of_cnn(runs):
     larger_rate = replace(CNN, lr=1e-3)
     yield "rate 1e-4 minus rate 1e-3", compare_accuracy(runs, CNN, larger_rate)
@@ -418,8 +418,9 @@ OUTCOMES = {
 INTRO = """# The claims
 
 We split each claim into parts. ✓: all parts hold; ◐: some hold; ?: all are undecided; ✗: none holds and at least one
-fails. Rows are sorted by verdict. The small print shows the part with the least support, as a difference with its 90 %
-interval. A claim's number links to all parts; [the findings](README.md#is-the-report-right) explain the verdicts."""
+fails. Rows are sorted by verdict. The small print shows the claim's weakest part: the measured difference and its 90 %
+interval. B is the initial bias of the gate that keeps the state; each claim's number links to all of its parts.
+[The findings](README.md#is-the-report-right) explain the verdicts."""
 DETAILS = """## How the verdicts are reached
 
 A part holds if its whole 90 % interval agrees with the claim, fails if all of the interval contradicts it, and is
