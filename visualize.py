@@ -887,14 +887,14 @@ def gradients(run, rows):
     fig = Figure(figsize=(FIGURE_WIDTH, 3.4))
     axes = fig.subplots()
     shade_blank_rows(axes, run.config, steps)
-    colors = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, run.epoch), "viridis_r")
+    colors = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(1, run.epoch), "viridis_r")
     for epoch, norms in norms_by_epoch.items():
-        axes.semilogy(range(1, steps + 1), norms, color=colors.to_rgba(epoch))
-    fig.colorbar(colors, ax=axes, label="epoch (0: untrained)")
+        color = colors.to_rgba(epoch) if epoch else "black"
+        axes.semilogy(range(1, steps + 1), norms, color=color, label=None if epoch else "before training")
+    fig.colorbar(colors, ax=axes, label="epoch")
     axes.set(xlabel="rows read", ylabel="norm of the loss gradient")
     axes.grid(alpha=0.3)
-    if axes.patches:
-        axes.legend(loc="lower right")
+    axes.legend(loc="lower right")
     untrained, trained = [norms[0] / norms[-1] for norms in (norms_by_epoch[0], norms_by_epoch[run.epoch])]
     title = f"Before training, the loss gradient at the first row is {untrained:.2g} times that at the last row"
     return titled(fig, f"{title}, afterwards {trained:.2g} times", run)
@@ -1442,13 +1442,13 @@ def draw_memory(axes, groups):
     if None in biases:
         labels.insert(0, "PyTorch's\ninitialisation")
     axes.set_yticks(range(len(biases)), labels, fontsize=8)
-    axes.set_ylabel("B (share of the state kept at first)", fontsize=8)
+    is_plain = groups[0].config.cell == "rnn"
+    meaning = "recurrent weights: % of identity" if is_plain else "share of the state kept at first"
+    axes.set_ylabel(f"B ({meaning})", fontsize=8)
     axes.set(xticks=range(len(all_rows)), xticklabels=all_rows, xlabel="blank rows after the digit")
     axes.plot([], [], " ", label="mean, and range if above 1 point")
     if not groups[0].runs[0].source_suffix:
         axes.plot([], [], " ", label=f'{MAJORITY_ACCURACY} %: always "1"')
-    if groups[0].config.cell == "rnn":
-        axes.plot([], [], " ", label="plain RNN: recurrent weights sigmoid(B) x identity")
     axes.grid(visible=False)
 
 

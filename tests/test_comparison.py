@@ -439,8 +439,9 @@ def test_memory_shows_networks_by_blank_rows_and_initial_bias(tmp_path):
     assert drawn.get_suptitle().startswith("Test accuracy in % after epoch 10 by blank rows and initial bias B (--keep")
     result = "best: B = 3, 3.00 points better than B = 1 (may be noise) and 74.00 better than PyTorch's (may be noise)"
     assert titles_of(drawn)[0] == f"GRU; with 56 blank rows {result}"
-    notes = 'mean, and range if above 1 point; 11.35 %: always "1"; plain RNN: recurrent weights sigmoid(B) x identity'
-    assert "; ".join(colors_in(drawn.legends[0])) == notes
+    assert list(colors_in(drawn.legends[0])) == ["mean, and range if above 1 point", '11.35 %: always "1"']
+    meanings = ("share of the state kept at first", "recurrent weights: % of identity")
+    assert [axes.get_ylabel() for axes in drawn.axes] == [f"B ({meaning})" for meaning in meanings]
     biases = ["PyTorch's initialisation", "B = 1 (73 %)", "B = 3 (95 %)"]
     cells = "98.50 %, 65.00 % 60 to 70, 20.00 %, not run, not run, 91.00 % 90 to 92, not run, not run, 94.00 % 93 to 95"
     expected = [

@@ -348,14 +348,15 @@ class MadeUp:
 
         self.replace(gradient_norms=gradient_norms)
         title = "Before training, the loss gradient at the first row is 0.005 times that at the last row, afterwards"
-        shades = [to_hex(shade) for shade in matplotlib.colormaps["viridis_r"]([0, 0.25, 0.75, 1.0])]
+        shades = ["#000000", *(to_hex(shade) for shade in matplotlib.colormaps["viridis_r"]([0, 2 / 3, 1.0]))]
         norms = [[first, 2, 3, 4, 10] for first in (0.05, 0.6, 0.7, 2.6)]
-        lines = {f"_child{number}": line for number, line in enumerate(zip(shades, norms, strict=True), start=2)}
+        labels = ["before training", "_child3", "_child4", "_child5"]
+        lines = dict(zip(labels, zip(shades, norms, strict=True), strict=True))
         shown = {"lines": lines, "x": [[1, 2, 3, 4, 5]] * 4, "spans": [(BLANK, 0.5, 1.5), (BLANK, 4.5, 5.5)]}
         shown |= {"xlabel": "rows read", "ylabel": "norm of the loss gradient"}
         run = stand_in(rnn_mnist.Config(rows_before=1, rows_after=1))
         table = "epoch,1,2,3,4,5\n0,0.05,2,3,4,10\n1,0.6,2,3,4,10\n3,0.7,2,3,4,10\n4,2.6,"
-        return run, f"{title} 0.26 times", {0: shown, 1: {"ylabel": "epoch (0: untrained)"}}, table
+        return run, f"{title} 0.26 times", {0: shown, 1: {"ylabel": "epoch"}}, table
 
     def reading(self):
         """The network recognises the first 100 images after one row, the first 331 after two, and so on."""
