@@ -2,11 +2,9 @@
 
     python rnn_mnist.py                             plain RNN with 30 hidden units, Adam, learning rate 1e-3
     python rnn_mnist.py --cell gru                  GRU or LSTM instead of the plain RNN
-    python rnn_mnist.py --hidden-size 5 --lr 1e-1   5 hidden units, learning rate 0.1
     python rnn_mnist.py --cell gru --gates constant    gates that see neither the input nor the state
     python rnn_mnist.py --cell lstm --rows-after 28 --keep-bias 1    remember the digit across 28 blank rows
     python rnn_mnist.py --report                    train all experiments of the report, then print a table
-    python rnn_mnist.py --cell rnn gru lstm --seed 0 1 2    train every combination of these values
     python rnn_mnist.py --data synthetic            work offline, on a small built-in data set
 
 The run's folder, runs/rnn_mnist/NAME, holds TensorBoard's event files, metrics.csv, the checkpoint, and the weights
@@ -165,6 +163,8 @@ def train(config, run, data):
             metrics.update(loss, logits, labels)
         model.eval()
         test_score = evaluate(model, data.test)
+        outputs, _ = model.recurrent(model.rows(data.test.images[:100]))
+        run.writer.add_histogram("state/after_last_row", outputs[:, -1], epoch)
         run.save_snapshot(epoch, model.state_dict())
         run.finish(epoch, metrics.compute(), test_score)
 

@@ -1417,7 +1417,7 @@ def compare_setting(groups, spec):
         labels = [value_label(group.config, spec) for group in family]
         panels.append((f"{common}\n{describe_best(family, labels)}", partial(draw_seeds, groups=family, spec=spec)))
     meaning = spec.help.partition(":")[0].partition(";")[0]  # without explanations
-    title = f"Test accuracy in % after epoch {groups[0].epoch} by {meaning} ({spec.flag})"
+    title = f"Test accuracy in % after epoch {groups[0].epoch} by {meaning} ({spec.flag}), all else equal"
     return draw_panels(spec.name, groups, panels, title)
 
 

@@ -345,7 +345,9 @@ def test_the_picture_of_a_setting_shows_seeds_means_and_the_best(tmp_path):
     for config in (RNN(lr=0.01), RNN(5, pixels="permuted"), RNN(30, pixels="permuted")):
         invent_run(tmp_path, config, 20)  # has no other size, or is shown only by its own picture
     drawn = draw("hidden_size", groups_in(tmp_path))
-    assert drawn.get_suptitle().endswith(" after epoch 10 by units of each layer (--hidden-size), on different scales")
+    assert drawn.get_suptitle().endswith(
+        " after epoch 10 by units of each layer (--hidden-size), all else equal, on different scales"
+    )
     assert titles_of(drawn) == [
         "RNN, Adam, learning rate 1e-3 best: 20, 1.00 points better than 30 (may be noise) and 78.00 better than 5",
         "GRU, Adam, learning rate 1e-3 best: 40, 10.00 points better than 20",
@@ -372,7 +374,7 @@ def test_the_picture_of_gates_shows_the_plain_rnn_beside_them(tmp_path):
     drawn = draw("gates", groups_in(tmp_path / "opposite"))
     assert " best: plain RNN, 2.50 points better than constant gates (may be noise)" in titles_of(drawn)[0]
     drawn = draw("gates", groups_in(tmp_path / "usual"))
-    assert drawn.get_suptitle().endswith(" by what the gates of a GRU or LSTM see (--gates)")
+    assert drawn.get_suptitle().endswith(" by what the gates of a GRU or LSTM see (--gates), all else equal")
     lead = "2.00 points better than constant gates (may be noise) and 4.50 better than plain RNN (may be noise)"
     assert titles_of(drawn) == [f"GRU, 30 hidden units, Adam, learning rate 1e-3 best: full gates, {lead}"]
     (axes,) = drawn.axes

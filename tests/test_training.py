@@ -48,9 +48,6 @@ def read_table(output):
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
-# The scripts as a user runs them
-
-
 @background_fixture
 def default_runs(folder):
     """Each script with its defaults on synthetic data: (number of epochs, CompletedProcess, folder of the run)."""
@@ -148,9 +145,6 @@ def test_training_on_real_mnist_repeats_the_shipped_run(real_run):
     assert float(row["test_accuracy"]) == pytest.approx(float(shipped["test_accuracy"]), abs=3)
 
 
-# The report's list, and the table of results
-
-
 def test_report_trains_its_list_once_and_prints_a_table(call, digits, tmp_path, monkeypatch):
     """The table is that of the report's last epoch, even if the runs are longer."""
     use_as_synthetic(monkeypatch, small(digits, 100, 100))
@@ -172,9 +166,6 @@ def test_report_trains_its_list_once_and_prints_a_table(call, digits, tmp_path, 
         assert output.splitlines()[-1].split() == ["python", "visualize.py", str(tmp_path)]
 
 
-# TensorBoard
-
-
 def test_tensorboard_holds_the_metrics_of_each_epoch_and_the_graph(default_run):
     _, _, folder = default_run
     expected = []
@@ -194,6 +185,17 @@ def test_tensorboard_lists_every_setting_also_those_that_are_0(tiny_digits, tmp_
     shown = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     values = {name: value.string_value or value.number_value for name, value in shown.items()}
     assert values == {**vars(config), **conditions}
+
+
+def test_tensorboard_holds_the_last_states_of_the_first_100_test_images(tiny_digits, tmp_path):
+    folder = train_here(rnn_mnist, tmp_path, tiny_digits, rnn_mnist.Config(cell="lstm", rows_after=2), epochs=2)
+    model = SavedRun(folder).model
+    outputs, _ = model.recurrent(model.rows(tiny_digits.test.images[:100]))
+    events = read_events(folder).Histograms("state/after_last_row")
+    assert [event.step for event in events] == [1, 2]
+    shown = events[1].histogram_value
+    states = outputs[:, -1].detach().double()
+    assert (shown.num, shown.sum) == (states.numel(), pytest.approx(states.sum().item(), rel=1e-4))
 
 
 def test_tensorboard_shows_the_kernels_of_each_epoch_in_gray(cnn_folder):
@@ -227,9 +229,6 @@ def test_tensorboard_holds_activations_of_the_first_100_test_images(cnn_folder, 
         assert (len(zeros), zeros[1]) == (2, pytest.approx(100 * (activations == 0).double().mean().item()))
         assert histogram.max == pytest.approx(activations.max().item(), rel=1e-2)
         assert histogram.sum == pytest.approx(activations.sum().item(), rel=1e-4)
-
-
-# The training loop
 
 
 def train_plainly(config, train, test, epochs):
