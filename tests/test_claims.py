@@ -165,7 +165,7 @@ def as_claimed(config):
 # d: does not hold, u: undecided, n: not measured).
 VERDICTS = """1 hh dd / 2 hh dh / 3 hhh ddd / 4a hhhhh ddddd / 4b h h / 6 hhhhhh dddddd / 8 hhhh dddh / 10b hhhh dddd
 / 1b hhd ddh / 11 uuhhh uuhhh / 12 hhhh dddd / 17 nhhhh ndddd / 18 hhhhhhhhh ddddddddd
-/ 21 hhhhhhhhhhhh dddddddddddd / P1 hhhhhh dhddhd / P2 hh hh / P3 hhhh dhdh / P4 hhhh dddd"""
+/ 21 hhhhhhhhhhhh dddddddddddd / P1 hhhhhhhh ddhdddhd / P2 hh hh / P3 hhhh dhdh / P4 hhhh dddd"""
 
 
 @pytest.mark.parametrize("is_opposite", [False, True])
