@@ -248,7 +248,7 @@ def read_table(run, name):
 
 
 def curves(run):
-    """Draw accuracy and loss on the training and test images by epoch."""
+    """Draw accuracy and loss by epoch. The title says "overfitting" if the test loss ends 10 % above its minimum."""
     fig = Figure(figsize=(FIGURE_WIDTH, 3.2))
     metrics = (("accuracy", "accuracy in %"), ("loss", "mean cross-entropy per image"))
     splits = (("train", "training images", BEFORE_COLOR), ("test", "test images", AFTER_COLOR))
@@ -264,7 +264,7 @@ def curves(run):
     title = f"Test accuracy is {last['test_accuracy']:.2f} % after epoch {run.epoch}"
     title += f" (training: {last['train_accuracy']:.2f} %)"
     best = min(run.history, key=lambda row: row["test_loss"])
-    if best["test_accuracy"] > last["test_accuracy"] and best["train_loss"] > last["train_loss"]:
+    if last["test_loss"] > 1.1 * best["test_loss"] and last["train_loss"] < best["train_loss"]:
         title += f"; overfitting since epoch {best['epoch']:.0f}"
     return titled(fig, title, run)
 
@@ -1052,11 +1052,11 @@ def gates(run, rows):
     bottom.suptitle(f"The {keeping_gate} gate of every unit, sorted by mean, for two digits", fontsize=9)
     bottom.colorbar(shown, ax=unit_panels, label=f"{keeping_gate} gate: share of the state kept in %")
 
-    kept = percents[:, names.index(keeping_gate), :, 0].mean(0)
-    first = run.config.rows_before
-    middle = kept[first + 7 : first + 20].mean()
-    blank = np.delete(kept, range(first, steps - run.config.rows_after))
-    title = f"{kept.mean():.0f} % of the state, from row to row between {kept.min():.0f} and {kept.max():.0f} %"
+    kept, low, high = percents[:, names.index(keeping_gate)].mean(0).T  # of every row
+    middle = kept[run.config.rows_before :][7:20].mean()
+    blank = np.delete(kept, range(run.config.rows_before, steps - run.config.rows_after))
+    title = f"{kept.mean():.0f} % of the state, {kept.min():.0f} to {kept.max():.0f} % depending on the row"
+    title += f" and {low.mean():.0f} to {high.mean():.0f} % on the unit"
     if blank.size:
         title = f"{middle:.0f} % of the state in rows 8 to 20 of the digit and {blank.mean():.0f} % in the blank rows"
     return titled(fig, f"The {keeping_gate} gates keep on average {title}", run)

@@ -428,7 +428,7 @@ class MadeUp:
         table = f"epoch,layer,gate,row,mean,low,high\n4,1,{names[0]},1,{level:g},{level - 0.08:g},{level + 0.08:g}\n"
         title = "55 % of the state in rows 8 to 20 of the digit and 76 % in the blank rows"
         if not blank_rows:
-            title = "48 % of the state, from row to row between 25 and 67 %"
+            title = "48 % of the state, 25 to 67 % depending on the row and 40 to 56 % on the unit"
         return run, f"The {names[1]} gates keep on average {title}", axes, table
 
 
