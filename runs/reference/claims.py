@@ -226,7 +226,7 @@ def tuned_sgd_beats_adam(runs):
     yield "RNN, SGD minus Adam, 1e-3", compare_accuracy(runs, replace(RNN, optimizer="sgd", lr=3e-3, momentum=0.9), RNN)
 
 
-@question("11", "With blank rows, B decides whether LSTMs learn; without, it changes accuracy by less than 1 point.")
+@question("11", "With 28 or 56 blank rows B decides if LSTMs learn; with none it changes accuracy by under 1 point.")
 def initial_bias_decides(runs):
     after_28 = replace(LSTM, rows_after=28)
     yield "28 blank rows, B = 1 minus PyTorch's B", compare_accuracy(runs, replace(after_28, keep_bias=1.0), after_28)
