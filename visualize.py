@@ -265,7 +265,7 @@ def curves(run):
     title += f" (training: {last['train_accuracy']:.2f} %)"
     best = min(run.history, key=lambda row: row["test_loss"])
     if last["test_loss"] > 1.1 * best["test_loss"] and last["train_loss"] < best["train_loss"]:
-        title += f"; overfitting since epoch {best['epoch']:.0f}"
+        title += f"; overfitting after epoch {best['epoch']:.0f}"
     return titled(fig, title, run)
 
 

@@ -171,7 +171,7 @@ class MadeUp:
 
     def curves(self, overfits=True):
         rows = [(1, 1.5, 30, 1.4, 40), (2, 1.2, 50, 1.1, 45), (3, 0.9, 60, 1.3, 46), (4, 0.8, 65, 1.6, 42)]
-        title = "Test accuracy is 42.00 % after epoch 4 (training: 65.00 %); overfitting since epoch 2"
+        title = "Test accuracy is 42.00 % after epoch 4 (training: 65.00 %); overfitting after epoch 2"
         if not overfits:
             rows[-1] = (4, 1.3, 55, 1.6, 42)  # worse on the training images, too
             title = "Test accuracy is 42.00 % after epoch 4 (training: 55.00 %)"
