@@ -349,7 +349,7 @@ def lstm_needs_more(runs):
     yield "B = 1.5, above chance only after epoch 1", count_rises(runs, [late], 2, EPOCHS)
 
 
-@prediction("P1", "On MNIST constant gates lose most of the lead: 1.5 points or more, and keep 2.5 points or less.")
+@prediction("P1", "On MNIST constant gates lose most of the lead: they lose at least 1.5 points and keep at most 2.5.")
 def constant_gates_lose_the_lead(runs):
     for config, same_weights in SAME_WEIGHTS:
         cell = config.network
