@@ -887,7 +887,7 @@ def gradients(run, rows):
     fig = Figure(figsize=(FIGURE_WIDTH, 3.4))
     axes = fig.subplots()
     shade_blank_rows(axes, run.config, steps)
-    colors = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(1, run.epoch), "viridis_r")
+    colors = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(1, max(2, run.epoch)), "viridis_r")
     for epoch, norms in norms_by_epoch.items():
         color = colors.to_rgba(epoch) if epoch else "black"
         axes.semilogy(range(1, steps + 1), norms, color=color, label=None if epoch else "before training")
